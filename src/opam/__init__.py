@@ -1,0 +1,1 @@
+"""Object-Part Attention Model: fine-grained recognition from image labels alone."""
