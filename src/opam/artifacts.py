@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from opam.errors import OpamError
 
 BOX = ["x0", "y0", "x1", "y1"]
 GT_BOX = ["gt_x0", "gt_y0", "gt_x1", "gt_y1"]
+
+PIECES_A_ROW_GROUP = 256
 
 _ID = {"image_id": pa.string()}
 _BOX = {name: pa.int32() for name in BOX}
@@ -127,6 +129,12 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write ``table`` as CSV without its index: what `dvc plots` draws."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON artifact.
 
@@ -138,7 +146,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
     except ValueError as error:
-        raise OpamError(f"{path}: not valid JSON ({error}); remove it and run `dvc repro`") from None
+        raise OpamError(
+            f"{path}: not valid JSON ({error}); remove it and run `dvc repro`"
+        ) from None
 
 
 def write_table(path: Path, schema: str, table: pd.DataFrame) -> None:
@@ -146,11 +156,22 @@ def write_table(path: Path, schema: str, table: pd.DataFrame) -> None:
 
     The row index is dropped; rows are written in the order given.
     """
-    arrow = pa.Table.from_pandas(
-        table[SCHEMAS[schema].names], schema=SCHEMAS[schema], preserve_index=False
-    ).replace_schema_metadata(None)
-    with atomic(path) as temporary:
-        pq.write_table(arrow, temporary, compression="zstd")
+    write_table_in_pieces(path, schema, [table])
+
+
+def write_table_in_pieces(path: Path, schema: str, pieces: Iterable[pd.DataFrame]) -> None:
+    """Write a table that need not fit in memory: ``pieces`` are written as they come."""
+    columns = SCHEMAS[schema]
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as to:
+        waiting: list[pa.Table] = []
+        for piece in pieces:
+            rows = pa.Table.from_pandas(piece[columns.names], columns, preserve_index=False)
+            waiting.append(rows.replace_schema_metadata(None))
+            if len(waiting) == PIECES_A_ROW_GROUP:
+                to.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            to.write_table(pa.concat_tables(waiting))
 
 
 def read_table(path: Path, schema: str) -> pd.DataFrame:
@@ -159,14 +180,34 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
     Raises:
         OpamError: missing, not parquet, or with other columns or types.
     """
+    with _open_table(path, schema) as file:
+        return file.read().to_pandas()
+
+
+def read_table_in_pieces(path: Path, schema: str) -> Iterator[Any]:
+    """Yield the rows of a table as named tuples, no more than a row group in memory.
+
+    Raises:
+        OpamError: as `read_table`.
+    """
+    with _open_table(path, schema) as file:
+        for batch in file.iter_batches(PIECES_A_ROW_GROUP):
+            yield from batch.to_pandas().itertuples(index=False)
+
+
+@contextmanager
+def _open_table(path: Path, schema: str) -> Iterator[pq.ParquetFile]:
     try:
-        arrow = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(SCHEMAS[schema]):
+                raise OpamError(
+                    f"{path}: columns are not those of a {schema} table; remove it and run "
+                    "`dvc repro`"
+                )
+            yield file
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
     except (OSError, pa.ArrowException) as error:
-        raise OpamError(f"{path}: cannot be read ({error}); remove it and run `dvc repro`") from None
-    if not arrow.schema.equals(SCHEMAS[schema]):
         raise OpamError(
-            f"{path}: columns are not those of a {schema} table; remove it and run `dvc repro`"
-        )
-    return arrow.to_pandas()
+            f"{path}: cannot be read ({error}); remove it and run `dvc repro`"
+        ) from None

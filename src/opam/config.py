@@ -21,7 +21,6 @@ SECTIONS = (
     "backbone",
     "proposals",
     "filternet",
-    "scoring",
     "filter",
     "classnet",
     "saliency",
@@ -76,7 +75,7 @@ def read_params(section: str, kind: type[T], path: Path | None = None) -> T:
     """Read one section of the parameter file into ``kind``.
 
     Args:
-        section: top-level key, one of `SECTIONS`.
+        section: top-level key, one of `SECTIONS`, or a dotted name below one.
         kind: a `Params` subclass, or a plain type such as ``int`` for a scalar section.
         path: parameter file; `params_path` when not given.
 
@@ -85,11 +84,13 @@ def read_params(section: str, kind: type[T], path: Path | None = None) -> T:
             range; every such value is named by its dotted name.
     """
     path = path or params_path()
-    content = read_yaml(path)
-    if section not in content:
-        raise OpamError(f"{path}: section '{section}' is missing; see presets/ for a full file")
+    content: Any = read_yaml(path)
+    for key in section.split("."):
+        if not isinstance(content, dict) or key not in content:
+            raise OpamError(f"{path}: '{section}' is missing; see presets/ for a full file")
+        content = content[key]
     try:
-        return TypeAdapter(kind).validate_python(content[section], strict=True)
+        return TypeAdapter(kind).validate_python(content, strict=True)
     except ValidationError as error:
         raise OpamError(f"{path}: " + "; ".join(_lines(section, error))) from None
 

@@ -33,7 +33,10 @@ def progress(items: Iterable[T], total: int, description: str, unit: str = "imag
             shown = now
             rate = done / (now - started)
             left = (total - done) / rate
-            print(f"{description}: {done}/{total} {unit}s, {rate:.1f}/s, {left:.0f} s left",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{description}: {done}/{total} {unit}s, {rate:.1f}/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
     seconds = time.monotonic() - started
     print(f"{description}: {done} {unit}s in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,40 @@
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help repro test lint deps preset figures
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: .venv/.installed ## run the whole pipeline, print the results
+	python -m opam.report.check_params
+	dvc repro
+	python -m opam.report.summary
+
+test: .venv/.installed ## lint, types and all tests
+	ruff format --check .
+	ruff check .
+	mypy
+	pytest
+
+lint: .venv/.installed ## format and fix what can be fixed
+	ruff format .
+	ruff check --fix .
+
+deps: .venv/.installed ## write code dependencies and params into dvc.yaml
+	python -m opam.stage_deps
+
+preset: .venv/.installed ## NAME=cub-small-cpu: put presets/NAME.yaml in place of params.yaml
+	python -m opam.report.check_params presets/$(NAME).yaml
+	cp presets/$(NAME).yaml params.yaml
+
+figures: .venv/.installed ## draw the sheet of samples in the README
+	python -m opam.datasets.synthetic_birds docs/synthetic_birds.jpg

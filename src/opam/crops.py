@@ -1,0 +1,146 @@
+"""Crops cut from decoded photographs: one resampling from the original pixels to the network's.
+
+A crop is a box of the photograph seen the way the paper sees a whole image: scaled to
+``resize`` x ``resize`` pixels, of which ``input_size`` x ``input_size`` are shown, at random
+in training and in the centre in test. Both steps are one here: the shown part of the box is
+computed first and resampled once, so that nothing is blurred twice.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from opam.artifacts import BOX
+from opam.images import read_image
+
+FloatBox = tuple[float, float, float, float]
+
+
+def shown_box(box: Sequence[float], fraction: float, across: float, down: float) -> FloatBox:
+    """The part of ``box`` that a crop of ``fraction`` of its sides shows.
+
+    Args:
+        box: x0, y0, x1, y1.
+        fraction: side of the shown part over side of the box, 0..1.
+        across: horizontal place of the shown part, 0 (left) to 1 (right).
+        down: vertical place, 0 (top) to 1 (bottom).
+    """
+    x0, y0, x1, y1 = box
+    width, height = (x1 - x0) * fraction, (y1 - y0) * fraction
+    left = x0 + across * (x1 - x0 - width)
+    top = y0 + down * (y1 - y0 - height)
+    return left, top, left + width, top + height
+
+
+def cut(image: Image.Image, box: Sequence[float], size: int, mirror: bool = False) -> np.ndarray:
+    """Cut a box and resample it (bilinear, antialiased) to ``size`` x ``size``.
+
+    Returns:
+        uint8 3 x size x size.
+    """
+    x0, y0, x1, y1 = box
+    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, image.width), min(y1, image.height))
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=inside))
+    if mirror:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class TrainingCrops(Dataset[tuple[torch.Tensor, int, int]]):
+    """Crops of a sample table, each at random place and mirror, or centred.
+
+    Every random choice comes from (seed, epoch, row), so that the number of loader workers
+    changes nothing.
+
+    Args:
+        samples: columns ``path, x0, y0, x1, y1, label, head`` (see `opam.training`).
+        input_size: side of a crop in pixels.
+        resize: side the box is scaled to; at least ``input_size``.
+        seed_and_epoch: drawn from in training; None centres every crop.
+    """
+
+    def __init__(
+        self,
+        samples: pd.DataFrame,
+        input_size: int,
+        resize: int,
+        seed_and_epoch: tuple[int, int] | None,
+    ) -> None:
+        self.paths = samples["path"].tolist()
+        self.boxes = samples[BOX].to_numpy(np.float64)
+        self.labels = samples["label"].to_numpy(np.int64)
+        self.heads = samples["head"].to_numpy(np.int64)
+        self.input_size = input_size
+        self.fraction = input_size / resize
+        self.seed_and_epoch = seed_and_epoch
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:
+        across, down, mirror = 0.5, 0.5, False
+        if self.seed_and_epoch is not None:
+            generator = np.random.default_rng([*self.seed_and_epoch, row])
+            across, down = generator.random(2)
+            mirror = bool(generator.random() < 0.5)
+        image = Image.fromarray(read_image(self.paths[row]))
+        box = shown_box(self.boxes[row], self.fraction, across, down)
+        pixels = torch.from_numpy(cut(image, box, self.input_size, mirror))
+        return pixels, int(self.labels[row]), int(self.heads[row])
+
+
+class PhotographCrops(Dataset[torch.Tensor]):
+    """All crops of one photograph, decoded once: item i is uint8 N_i x 3 x size x size.
+
+    Args:
+        paths: one photograph an item.
+        boxes: one float N_i x 4 array an item, in pixels of the photograph; with ``unit``,
+            in 0..1 of its sides.
+        size: side of a crop in pixels.
+        mirrored: which of an item's crops are mirrored (same for all items), or None.
+        unit: boxes are given in 0..1.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        boxes: Sequence[np.ndarray],
+        size: int,
+        mirrored: Sequence[bool] | None = None,
+        unit: bool = False,
+    ) -> None:
+        self.paths = paths
+        self.boxes = boxes
+        self.size = size
+        self.mirrored = mirrored
+        self.unit = unit
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        image = Image.fromarray(read_image(self.paths[item]))
+        boxes = np.asarray(self.boxes[item], dtype=np.float64)
+        if self.unit:
+            boxes = boxes * [image.width, image.height, image.width, image.height]
+        mirrored = self.mirrored if self.mirrored is not None else [False] * len(boxes)
+        crops = [
+            cut(image, box, self.size, mirror) for box, mirror in zip(boxes, mirrored, strict=True)
+        ]
+        shape = (len(crops), 3, self.size, self.size)
+        return torch.from_numpy(np.array(crops, dtype=np.uint8).reshape(shape))
+
+
+def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
+    """The centred shown part of every box, as in test. float64 N x 4."""
+    return np.array([shown_box(box, fraction, 0.5, 0.5) for box in boxes]).reshape(-1, 4)
+
+
+def load_photographs(dataset: PhotographCrops, workers: int) -> Iterator[torch.Tensor]:
+    """Yield the items of ``dataset`` in order, cut by ``workers`` processes ahead of time."""
+    loader: DataLoader[torch.Tensor] = DataLoader(dataset, batch_size=None, num_workers=workers)
+    yield from loader

@@ -1,0 +1,55 @@
+"""Where the work runs: device, precision, threads, worker processes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from opam.config import Params
+from opam.errors import OpamError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ExecutionParams(Params):
+    """How a stage runs, not what it computes: no stage runs again when one of these changes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU where there is one, else the CPU"
+    )
+    threads: int = Field(
+        2, ge=1, le=256, description="CPU threads of the networks; changes the last bits of scores"
+    )
+    workers: int = Field(
+        2,
+        ge=0,
+        le=256,
+        description="processes that decode photographs; results do not depend on it",
+    )
+    batch_size: int = Field(64, ge=1, le=4096, description="images a batch in scoring")
+    tensorboard: bool = Field(False, description="training curves for TensorBoard too")
+
+
+def prepare_device(params: ExecutionParams) -> torch.device:
+    """Fix the number of CPU threads and pick the device.
+
+    Raises:
+        OpamError: ``execution.device`` is cuda and there is none.
+    """
+    import torch
+
+    torch.set_num_threads(params.threads)
+    available = torch.cuda.is_available()
+    if params.device == "cuda" and not available:
+        raise OpamError("execution.device: cuda asked for, but torch finds none; set auto or cpu")
+    return torch.device("cuda" if available and params.device != "cpu" else "cpu")
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast on CUDA, full precision on the CPU."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

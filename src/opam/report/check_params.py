@@ -1,0 +1,69 @@
+"""Check a whole parameter file: every section, by the types of the steps that read them.
+
+Run: ``python -m opam.report.check_params [FILE]``.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from opam.alignment import AlignmentParams
+from opam.config import SECTIONS, params_path, read_params
+from opam.datasets import DatasetParams
+from opam.device import ExecutionParams
+from opam.errors import OpamError, run
+from opam.filtering import FilterParams
+from opam.fusion import FusionParams
+from opam.metrics import EvaluationParams
+from opam.models.backbones import BackboneParams
+from opam.objects import ObjectParams
+from opam.parts import PartParams
+from opam.preparation import PrepareParams
+from opam.proposals import ProposalParams
+from opam.saliency import SaliencyParams
+from opam.training import PatchTrainingParams, TrainingParams
+
+TYPES: dict[str, type[Any]] = {
+    "seed": int,
+    "execution": ExecutionParams,
+    "dataset": DatasetParams,
+    "prepare": PrepareParams,
+    "backbone": BackboneParams,
+    "proposals": ProposalParams,
+    "filternet": TrainingParams,
+    "filter": FilterParams,
+    "classnet": PatchTrainingParams,
+    "saliency": SaliencyParams,
+    "objects": ObjectParams,
+    "parts": PartParams,
+    "alignment": AlignmentParams,
+    "objectnet": TrainingParams,
+    "partnet": TrainingParams,
+    "fusion": FusionParams,
+    "evaluation": EvaluationParams,
+}
+
+
+def check(path: Path) -> None:
+    """Read every section of ``path``.
+
+    Raises:
+        OpamError: naming everything that is wrong, a line each.
+    """
+    problems = []
+    for section in SECTIONS:
+        try:
+            read_params(section, TYPES[section], path)
+        except OpamError as error:
+            problems.append(str(error))
+    if problems:
+        raise OpamError("\n       ".join(dict.fromkeys(problems)))
+
+
+def main() -> None:
+    """Check the file named on the command line, or the project's."""
+    check(Path(sys.argv[1]) if len(sys.argv) > 1 else params_path())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,72 @@
+"""The result table of a finished run, and where everything lies.
+
+Run: ``python -m opam.report.summary``.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from opam.artifacts import read_json
+from opam.errors import OpamError, run
+
+DATA = Path("data")
+
+
+def ablation_table(ablation: pd.DataFrame, images: int) -> Table:
+    """Accuracy of each combination of branches, with its interval."""
+    table = Table(title=f"Test split, {images} photographs")
+    table.add_column("branches")
+    for name in ("accuracy", "95% interval", "top-5", "macro F1", "calibration error"):
+        table.add_column(name, justify="right")
+    for row in ablation.itertuples():
+        table.add_row(
+            str(row.branches),
+            f"{row.accuracy:.1%}",
+            f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
+            f"{row.top5:.1%}",
+            f"{row.macro_f1:.3f}",
+            f"{row.calibration_error:.3f}",
+        )
+    return table
+
+
+def location_table(locations: pd.DataFrame) -> Table:
+    """How often a part of each cluster holds each named location."""
+    table = Table(title="Share of photographs in which a cluster's part holds the location")
+    wide = locations.pivot(index="location", columns="cluster", values="share")
+    table.add_column("location")
+    for cluster in wide.columns:
+        table.add_column(f"cluster {cluster}", justify="right")
+    for name, shares in wide.iterrows():
+        table.add_row(str(name), *(f"{share:.0%}" for share in shares))
+    return table
+
+
+def main() -> None:
+    """Print the tables."""
+    metrics = read_json(DATA / "metrics.json")
+    weights = read_json(DATA / "fusion.json")["weights"]
+    try:
+        ablation = pd.read_csv(DATA / "plots/ablation.csv")
+        locations = pd.read_csv(DATA / "plots/part_locations.csv")
+    except FileNotFoundError as error:
+        raise OpamError(f"{error.filename}: not found; run `dvc repro` to make it") from None
+    console = Console()
+    console.print(ablation_table(ablation, metrics["images"]))
+    if len(locations):
+        console.print(location_table(locations))
+    shares = ", ".join(f"{branch} {weight:.1f}" for branch, weight in weights.items())
+    console.print(f"Fusion weights, chosen on val: {shares}")
+    console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
+    if "object_box" in metrics:
+        box = metrics["object_box"]
+        console.print(f"Object box: CorLoc {box['corloc']:.1%}, mean IoU {box['mean_iou']:.2f}")
+    console.print("Metrics: data/metrics.json   predictions: data/predictions.parquet")
+    console.print("Report: `dvc plots show` writes dvc_plots/index.html", highlight=False)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+"""Code and parameter dependencies of every stage, from its script's imports to dvc.yaml.
+
+What a stage imports decides when it runs again. This module computes, for each script under
+``stages/``, every module of the package that it loads and every section of params.yaml that
+it reads; a test holds dvc.yaml against that, and
+
+    python -m opam.stage_deps
+
+writes it into dvc.yaml.
+"""
+
+import ast
+from pathlib import Path
+
+import grimp
+from ruamel.yaml import YAML
+
+UNTRACKED_SECTIONS = ("execution",)
+"""Sections that say how a stage runs and not what it computes."""
+
+DVC_FILE = Path("dvc.yaml")
+
+
+def imported_modules(tree: ast.AST, known: set[str]) -> set[str]:
+    """Modules of ``known`` that the code imports, at any depth of nesting."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names & known
+
+
+def code_deps(script: Path, source: Path = Path("src")) -> list[str]:
+    """The script and the file of every package module it loads, packages' own files included."""
+    graph = grimp.build_graph("opam", cache_dir=None)
+    loaded: set[str] = set()
+    for module in imported_modules(ast.parse(script.read_text()), graph.modules):
+        loaded |= {module} | graph.find_upstream_modules(module)
+    # Loading a module loads the packages around it first, and what those import.
+    for module in sorted(loaded):
+        for parent in _parents(module):
+            loaded |= {parent} | graph.find_upstream_modules(parent)
+    return [script.as_posix(), *sorted(_file(module, source).as_posix() for module in loaded)]
+
+
+def _parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _file(module: str, source: Path) -> Path:
+    path = source / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def param_sections(script: Path) -> list[str]:
+    """Names that the script passes to ``read_params``, without `UNTRACKED_SECTIONS`."""
+    names = {
+        node.args[0].value
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", None) == "read_params"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    return sorted(str(name) for name in names if name not in UNTRACKED_SECTIONS)
+
+
+def is_code(dependency: str) -> bool:
+    """Whether a dependency is code and not data."""
+    return dependency.startswith(("src/", "stages/"))
+
+
+def main() -> None:
+    """Rewrite code dependencies and params of every stage in dvc.yaml; all else stays."""
+    yaml = YAML()
+    yaml.width = 100
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(DVC_FILE)
+    for name, stage in content["stages"].items():
+        script = Path("stages") / f"{name}.py"
+        data = [dependency for dependency in stage.get("deps", []) if not is_code(dependency)]
+        deps = stage["deps"]
+        deps.clear()
+        deps.extend(code_deps(script) + data)
+        sections = param_sections(script)
+        if sections:
+            stage["params"] = sections
+        else:
+            stage.pop("params", None)
+    yaml.dump(content, DVC_FILE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""Training of a CAM network on crops: the loop that all networks of the pipeline share.
+
+A sample table has a row per crop: ``path`` of the photograph, box ``x0, y0, x1, y1``,
+``label``, and ``head``: which linear layer the crop trains, or -1 for all of them.
+"""
+
+import hashlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, model_validator
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from opam.artifacts import BOX, atomic
+from opam.config import Params
+from opam.crops import TrainingCrops
+from opam.device import ExecutionParams
+from opam.errors import OpamError
+from opam.models.cam_network import CamNetwork
+from opam.progress import progress
+
+RESUME = Path(".resume")
+CURVES = Path("data/curves")
+
+
+class TrainingParams(Params):
+    """One network's training."""
+
+    epochs: int = Field(ge=1, description="passes over the samples; the best on val is kept")
+    batch_size: int = Field(16, ge=1)
+    input_size: int = Field(224, ge=32, le=2048, description="side of a crop, pixels")
+    resize: int = Field(
+        256, ge=32, le=2048, description="side a box is scaled to before input_size of it is shown"
+    )
+    rate: float = Field(1e-4, gt=0, description="learning rate of the backbone")
+    head_rate_factor: float = Field(1.0, gt=0, description="rate of the linear layer over rate")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="step: x0.1 every step_iterations; cosine: to zero at the end"
+    )
+    step_iterations: int = Field(25_000, ge=1)
+    warmup_iterations: int = Field(0, ge=0, description="rate rises linearly from zero")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "TrainingParams":
+        if self.resize < self.input_size:
+            raise ValueError("resize must be at least input_size")
+        return self
+
+
+class PatchTrainingParams(TrainingParams):
+    """ClassNet's training: whole photographs and kept patches."""
+
+    patches_per_image: int = Field(
+        0, ge=0, description="kept patches of an image drawn anew in each epoch; 0: all of them"
+    )
+
+
+def network_settings(backbone: str, params: TrainingParams) -> dict[str, Any]:
+    """What travels with a network's weights: how to build it and what to show it."""
+    return {"backbone": backbone, "input_size": params.input_size, "resize": params.resize}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives: the weights of the best epoch and a row of figures per epoch."""
+
+    best_state: dict[str, torch.Tensor]
+    best_epoch: int
+    history: list[dict[str, float]]
+
+
+def samples(table: pd.DataFrame, manifest: pd.DataFrame, head: int = -1) -> pd.DataFrame:
+    """A sample table from rows with ``image_id`` and a box; the label is the photograph's own."""
+    columns = manifest.set_index("image_id")[["path", "label"]]
+    return table[["image_id", *BOX]].join(columns, on="image_id").assign(head=head)
+
+
+def whole_images(manifest: pd.DataFrame) -> pd.DataFrame:
+    """A sample table of whole photographs."""
+    boxes = manifest[["image_id"]].assign(x0=0, y0=0, x1=manifest["width"], y1=manifest["height"])
+    return samples(boxes, manifest)
+
+
+def rate_factor(iteration: int, iterations: int, params: TrainingParams) -> float:
+    """The learning rate at ``iteration`` of ``iterations`` over ``params.rate``, 0..1."""
+    if iteration < params.warmup_iterations:
+        return (iteration + 1) / params.warmup_iterations
+    if params.schedule == "step":
+        return float(0.1 ** (iteration // params.step_iterations))
+    after = iteration - params.warmup_iterations
+    return 0.5 * (1 + math.cos(math.pi * after / max(1, iterations - params.warmup_iterations)))
+
+
+def loss_over_heads(
+    logits: torch.Tensor, labels: torch.Tensor, heads: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean cross-entropy, each crop by its own head, or by the mean over all heads for -1.
+
+    Args:
+        logits: float B x H x C.
+        labels: int64 B.
+        heads: int64 B, -1..H-1.
+        label_smoothing: 0..1.
+    """
+    count = logits.shape[1]
+    losses = cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.repeat_interleave(count),
+        label_smoothing=label_smoothing,
+        reduction="none",
+    ).view(-1, count)
+    return (losses * head_weights(heads, count)).sum(1).mean()
+
+
+def head_weights(heads: torch.Tensor, count: int) -> torch.Tensor:
+    """Float B x H: 1 for a crop's own head, 1 / H everywhere for head -1."""
+    own = heads[:, None] == torch.arange(count, device=heads.device)
+    return torch.where(heads[:, None] < 0, 1.0 / count, own.float())
+
+
+def train(
+    name: str,
+    network: CamNetwork,
+    epoch_samples: Callable[[int], pd.DataFrame],
+    val_samples: pd.DataFrame,
+    params: TrainingParams,
+    execution: ExecutionParams,
+    seed: int,
+) -> Trained:
+    """Train ``network`` and return the epoch with the best accuracy on ``val_samples``.
+
+    After each epoch a checkpoint goes to ``.resume/``; a training that was interrupted goes on
+    from it if network, samples and params are the same, and ends with the same bytes.
+
+    Args:
+        name: shown, and names checkpoint and curves.
+        network: trained in place.
+        epoch_samples: sample table of an epoch, 0-based.
+        val_samples: sample table for choosing the epoch.
+        params: schedule, sizes and rates.
+        execution: device, threads, workers.
+        seed: of order and augmentation.
+
+    Raises:
+        OpamError: the loss is not finite, or the GPU's memory does not suffice.
+    """
+    accelerator = "cuda" if _use_cuda(execution) else "cpu"
+    fabric = lightning.Fabric(
+        accelerator=accelerator,
+        devices=1,
+        precision="bf16-mixed" if accelerator == "cuda" else "32-true",
+    )
+    network.to(memory_format=cast(Any, torch.channels_last))
+    optimizer = torch.optim.SGD(
+        [
+            {"params": network.backbone.parameters(), "factor": 1.0},
+            {"params": network.head.parameters(), "factor": params.head_rate_factor},
+        ],
+        lr=params.rate,
+        momentum=params.momentum,
+        weight_decay=params.weight_decay,
+    )
+    fingerprint = _fingerprint(network, epoch_samples(0), val_samples, params, seed)
+    model, optimizer = fabric.setup(network, optimizer)
+
+    checkpoint = RESUME / f"{name}.pt"
+    history: list[dict[str, float]] = []
+    best_state: dict[str, torch.Tensor] = {}
+    iteration = 0
+    saved = _read_checkpoint(checkpoint, fingerprint)
+    if saved:
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history, best_state, iteration = saved["history"], saved["best"], saved["iteration"]
+        print(f"{name}: resumed behind epoch {len(history)}", file=sys.stderr, flush=True)
+
+    batches_an_epoch = math.ceil(len(epoch_samples(0)) / params.batch_size)
+    iterations = params.epochs * batches_an_epoch
+    with _curves(name, history, execution.tensorboard) as log:
+        for epoch in range(len(history), params.epochs):
+            fabric.seed_everything(seed * 100_003 + epoch, workers=False, verbose=False)
+            table = epoch_samples(epoch)
+            order = np.random.default_rng([seed, epoch]).permutation(len(table))
+            crops = TrainingCrops(
+                table.iloc[order], params.input_size, params.resize, (seed, epoch)
+            )
+            network.train()
+            total, correct = 0.0, 0.0
+            batches = _batches(crops, params.batch_size, execution.workers, fabric)
+            description = f"{name} epoch {epoch + 1}/{params.epochs}"
+            for images, labels, heads in progress(batches, batches_an_epoch, description, "batch"):
+                for group in optimizer.param_groups:
+                    factor = rate_factor(iteration, iterations, params)
+                    group["lr"] = params.rate * group["factor"] * factor
+                try:
+                    logits = model(images)
+                    loss = loss_over_heads(logits, labels, heads, params.label_smoothing)
+                    fabric.backward(loss)
+                except torch.cuda.OutOfMemoryError:
+                    raise OpamError(
+                        f"{name}.batch_size: {params.batch_size} crops of {params.input_size} "
+                        "pixels do not fit the GPU's memory; lower it"
+                    ) from None
+                optimizer.step()
+                optimizer.zero_grad()
+                iteration += 1
+                total += loss.item() * len(labels)
+                correct += hits(logits.detach(), labels, heads).sum().item()
+            if not math.isfinite(total):
+                raise OpamError(f"{name}.rate: {params.rate} made the loss infinite; lower it")
+            val_loss, val_accuracy = evaluate(model, val_samples, params, execution, fabric)
+            row = {
+                "train_loss": total / len(table),
+                "train_accuracy": correct / len(table),
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+            }
+            better = [(past["val_accuracy"], -past["val_loss"]) for past in history]
+            if (val_accuracy, -val_loss) > max(better, default=(-1.0, 0.0)):
+                best_state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+            history.append(row)
+            log(row)
+            print(f"{name}: " + _line(epoch, row), file=sys.stderr, flush=True)
+            _write_checkpoint(
+                checkpoint,
+                {
+                    "fingerprint": fingerprint,
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history,
+                    "best": best_state,
+                    "iteration": iteration,
+                },
+            )
+    best = max(
+        range(len(history)), key=lambda e: (history[e]["val_accuracy"], -history[e]["val_loss"], -e)
+    )
+    return Trained(best_state, best, history)
+
+
+def finish(name: str) -> None:
+    """Remove the checkpoint of a training whose result is safely written."""
+    (RESUME / f"{name}.pt").unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module,
+    table: pd.DataFrame,
+    params: TrainingParams,
+    execution: ExecutionParams,
+    fabric: lightning.Fabric,
+) -> tuple[float, float]:
+    """Mean loss and accuracy (0..1) of centred crops."""
+    model.eval()
+    crops = TrainingCrops(table, params.input_size, params.resize, None)
+    loss, correct = 0.0, 0.0
+    for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, fabric):
+        logits = model(images)
+        loss += loss_over_heads(logits, labels, heads).item() * len(labels)
+        correct += hits(logits, labels, heads).sum().item()
+    return loss / len(table), correct / len(table)
+
+
+def hits(logits: torch.Tensor, labels: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    """Bool B: the most probable class is the label, by a crop's own head or the mean of all."""
+    weights = head_weights(heads, logits.shape[1])
+    probabilities = (logits.float().softmax(2) * weights[:, :, None]).sum(1)
+    return probabilities.argmax(1) == labels
+
+
+def _use_cuda(execution: ExecutionParams) -> bool:
+    from opam.device import prepare_device
+
+    return prepare_device(execution).type == "cuda"
+
+
+def _batches(
+    crops: TrainingCrops, batch_size: int, workers: int, fabric: lightning.Fabric
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    cuda = fabric.device.type == "cuda"
+    loader: DataLoader[Any] = DataLoader(
+        crops, batch_size=batch_size, num_workers=workers, pin_memory=cuda
+    )
+    for batch in loader:
+        yield tuple(part.to(fabric.device, non_blocking=True) for part in batch)
+
+
+def _fingerprint(
+    network: CamNetwork,
+    first: pd.DataFrame,
+    val: pd.DataFrame,
+    params: TrainingParams,
+    seed: int,
+) -> str:
+    """What a checkpoint must agree with to be resumed."""
+    digest = hashlib.sha256(f"{params.model_dump_json()} {seed}".encode())
+    for table in (first, val):
+        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    for value in network.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged checkpoint costs time, never the run
+        print(f"{path}: unreadable, training starts anew", file=sys.stderr)
+        return None
+    return saved if saved["fingerprint"] == fingerprint else None
+
+
+def _write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    with atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _line(epoch: int, row: dict[str, float]) -> str:
+    return f"epoch {epoch + 1}, " + ", ".join(f"{k} {v:.4f}" for k, v in row.items())
+
+
+@contextmanager
+def _curves(
+    name: str, history: list[dict[str, float]], tensorboard: bool
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield a function that adds an epoch to the live curves, after those of ``history``."""
+    live = None
+    if importlib.util.find_spec("dvclive"):
+        import dvclive
+
+        live = dvclive.Live(str(CURVES / name), dvcyaml=None, report=None, save_dvc_exp=False)
+    board = None
+    if tensorboard:
+        if not importlib.util.find_spec("tensorboard"):
+            raise OpamError(
+                "execution.tensorboard: not installed; `pip install tensorboard` or set false"
+            )
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(RESUME / "tensorboard" / name))
+    epoch = 0
+
+    def log(row: dict[str, float]) -> None:
+        nonlocal epoch
+        for key, value in row.items():
+            if live is not None:
+                live.log_metric(key, value)
+            if board is not None:
+                board.add_scalar(f"{name}/{key}", value, epoch)
+        if live is not None:
+            live.next_step()
+        epoch += 1
+
+    for row in history:
+        log(row)
+    yield log
+    if live is not None:
+        live.end()
+    if board is not None:
+        board.close()

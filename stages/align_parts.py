@@ -1,0 +1,63 @@
+"""Align parts: cluster the neurons of ClassNet, and give each part the cluster it excites.
+
+Run by itself: ``python stages/align_parts.py``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from opam.alignment import AlignmentParams, assign_parts, cluster_neurons
+
+from opam.artifacts import BOX, read_table, write_json, write_table
+from opam.config import read_params
+from opam.crops import PhotographCrops, load_photographs
+from opam.device import ExecutionParams, autocast, prepare_device
+from opam.errors import run
+from opam.models.cam_network import read_network
+from opam.progress import progress
+
+MANIFEST = Path("data/manifest.parquet")
+PARTS = Path("data/parts.parquet")
+CLASSNET = Path("data/models/classnet.safetensors")
+ALIGNED_PARTS = Path("data/aligned_parts.parquet")
+NEURON_CLUSTERS = Path("data/neuron_clusters.json")
+
+
+def main() -> None:
+    """Write data/aligned_parts.parquet and data/neuron_clusters.json."""
+    seed = read_params("seed", int)
+    params = read_params("alignment", AlignmentParams)
+    execution = read_params("execution", ExecutionParams)
+    paths = read_table(MANIFEST, "manifest").set_index("image_id")["path"]
+    parts = read_table(PARTS, "parts")
+    network, settings = read_network(CLASSNET)
+
+    weights, module = network.neuron_weights(params.convolution)
+    clusters = cluster_neurons(weights.numpy(), params.clusters, seed)
+
+    device = prepare_device(execution)
+    network.to(device)
+    boxes = {image_id: table.to_numpy() for image_id, table in parts.groupby("image_id")[BOX]}
+    dataset = PhotographCrops(
+        [paths[image_id] for image_id in boxes], list(boxes.values()), settings["input_size"]
+    )
+    assigned = []
+    crops_of = load_photographs(dataset, execution.workers)
+    for crops in progress(crops_of, len(dataset), "alignment"):
+        with torch.inference_mode(), autocast(device):
+            responses = network.neuron_responses(crops.to(device), module)
+        assigned.append(assign_parts(responses.float().cpu().numpy(), clusters))
+    write_table(ALIGNED_PARTS, "aligned_parts", parts.assign(cluster=np.concatenate(assigned)))
+    write_json(
+        NEURON_CLUSTERS,
+        {
+            "response": module,
+            "clusters": params.clusters,
+            "cluster_of_neuron": [int(cluster) for cluster in clusters],
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)

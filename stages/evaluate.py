@@ -1,0 +1,126 @@
+"""Evaluate on the test split: accuracy of every combination of branches, localisation, parts.
+
+Run by itself: ``python stages/evaluate.py``.
+"""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from opam.fusion import fuse
+from opam.metrics import (
+    EvaluationParams,
+    ablation_row,
+    box_iou,
+    corloc,
+    mcnemar_p,
+    part_locations,
+)
+
+from opam.artifacts import (
+    BOX,
+    GT_BOX,
+    read_json,
+    read_table,
+    write_csv,
+    write_json,
+    write_table,
+)
+from opam.config import read_params
+from opam.errors import run
+
+DATA = Path("data")
+BRANCHES = ("original", "object", "part")
+
+
+def combination_table(
+    scores: dict[str, np.ndarray],
+    weights: dict[str, float],
+    labels: np.ndarray,
+    params: EvaluationParams,
+    seed: int,
+) -> pd.DataFrame:
+    """The ablation: each branch, each pair and all three, a row each.
+
+    A pair keeps the proportion of its fusion weights (equal where both are 0).
+    """
+    rows = []
+    for count in (1, 2, 3):
+        for chosen in combinations(BRANCHES, count):
+            probabilities = fused_by(scores, weights, chosen)
+            figures = ablation_row(probabilities, labels, params.bootstrap_samples, seed)
+            rows.append({"branches": "+".join(chosen), **figures})
+    return pd.DataFrame(rows)
+
+
+def fused_by(
+    scores: dict[str, np.ndarray], weights: dict[str, float], chosen: tuple[str, ...]
+) -> np.ndarray:
+    """Fused probabilities N x C of the chosen branches."""
+    share = np.array([weights[branch] for branch in chosen])
+    share = share / share.sum() if share.sum() > 0 else np.full(len(chosen), 1 / len(chosen))
+    return fuse(np.stack([scores[branch] for branch in chosen]), share)
+
+
+def main() -> None:
+    """Write data/metrics.json, data/predictions.parquet and the data of the plots."""
+    seed = read_params("seed", int)
+    params = read_params("evaluation", EvaluationParams)
+    classes = read_json(DATA / "classes.json")
+    weights = read_json(DATA / "fusion.json")["weights"]
+    tables = {b: read_table(DATA / "scores" / f"{b}.parquet", "scores") for b in BRANCHES}
+    manifest = read_table(DATA / "manifest.parquet", "manifest").set_index("image_id")
+    objects = read_table(DATA / "objects.parquet", "objects").set_index("image_id")
+    parts = read_table(DATA / "aligned_parts.parquet", "aligned_parts")
+    keypoints = read_table(DATA / "keypoints.parquet", "keypoints")
+
+    images = tables["original"][["image_id", "split", "label"]]
+    all_scores = {b: np.stack(table["probabilities"].to_list()) for b, table in tables.items()}
+    fused = fused_by(all_scores, weights, BRANCHES)
+    predictions = images.assign(
+        **{branch: scores.argmax(1) for branch, scores in all_scores.items()},
+        fused=fused.argmax(1),
+        confidence=fused.max(1),
+        probabilities=list(fused.astype(np.float32)),
+    )
+    write_table(DATA / "predictions.parquet", "predictions", predictions)
+
+    test = (images["split"] == "test").to_numpy()
+    labels = images["label"].to_numpy()[test]
+    scores = {branch: values[test] for branch, values in all_scores.items()}
+    ablation = combination_table(scores, weights, labels, params, seed)
+    write_csv(DATA / "plots/ablation.csv", ablation)
+    correct = {name: (predictions[name] == images["label"])[test] for name in ("original", "fused")}
+    metrics = {
+        "images": int(test.sum()),
+        "accuracy": {
+            "original": ablation["accuracy"].iloc[0],
+            "object": ablation["accuracy"].iloc[1],
+            "part": ablation["accuracy"].iloc[2],
+            "fused": ablation["accuracy"].iloc[-1],
+        },
+        "fused": ablation.drop(columns=["branches", "accuracy"]).iloc[-1].to_dict(),
+        "mcnemar_p": mcnemar_p(correct["fused"].to_numpy(), correct["original"].to_numpy()),
+    }
+    boxed = manifest.loc[images["image_id"][test]].dropna(subset=GT_BOX)
+    if len(boxed):
+        found = objects.loc[boxed.index, BOX].to_numpy(np.float64)
+        iou = box_iou(found, boxed[GT_BOX].to_numpy(np.float64))
+        metrics["object_box"] = {"corloc": corloc(iou), "mean_iou": float(iou.mean())}
+    write_json(DATA / "metrics.json", metrics)
+
+    test_ids = set(images["image_id"][test])
+    locations = part_locations(
+        parts[parts["image_id"].isin(test_ids)], keypoints[keypoints["image_id"].isin(test_ids)]
+    )
+    write_csv(DATA / "plots/part_locations.csv", locations)
+    names = np.array(classes)
+    confusion = pd.DataFrame(
+        {"actual": names[labels], "predicted": names[predictions["fused"].to_numpy()[test]]}
+    )
+    write_csv(DATA / "plots/confusion.csv", confusion)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+"""Extract saliency: the class activation map of the class that ClassNet predicts.
+
+Run by itself: ``python stages/extract_saliency.py``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from opam.saliency import SaliencyParams, class_activation_map, merge_views, view_boxes
+
+from opam.artifacts import read_table, write_table_in_pieces
+from opam.config import read_params
+from opam.crops import PhotographCrops, load_photographs
+from opam.device import ExecutionParams, autocast, prepare_device
+from opam.errors import run
+from opam.models.cam_network import CamNetwork, read_network
+from opam.progress import progress
+
+MANIFEST = Path("data/manifest.parquet")
+CLASSNET = Path("data/models/classnet.safetensors")
+SALIENCY = Path("data/saliency.parquet")
+
+
+def saliency_rows(
+    network: CamNetwork, manifest: pd.DataFrame, params: SaliencyParams, execution: ExecutionParams
+) -> Iterator[pd.DataFrame]:
+    """One row a photograph: the predicted label and the map merged over all views."""
+    device = prepare_device(execution)
+    network.to(device)
+    weights = network.head.weight.detach().float().cpu().numpy()
+    boxes, mirrored = view_boxes(params.views, params.crop_fraction)
+    dataset = PhotographCrops(
+        manifest["path"].tolist(), [boxes] * len(manifest), params.input_size, mirrored, unit=True
+    )
+    views = progress(load_photographs(dataset, execution.workers), len(dataset), "saliency")
+    for image_id, crops in zip(manifest["image_id"], views, strict=True):
+        with torch.inference_mode(), autocast(device):
+            features = network.backbone(crops.to(device)).float()
+            logits = network.head(features.mean((2, 3))).float().mean(0)
+        label = int(logits.argmax())
+        cams = [class_activation_map(view, weights[label]) for view in features.cpu().numpy()]
+        merged = merge_views(cams, boxes, mirrored, params.map_size)
+        row = {
+            "image_id": image_id,
+            "predicted_label": label,
+            "rows": merged.shape[0],
+            "columns": merged.shape[1],
+            "cam": merged.ravel(),
+        }
+        yield pd.DataFrame([row])
+
+
+def main() -> None:
+    """Write data/saliency.parquet."""
+    params = read_params("saliency", SaliencyParams)
+    execution = read_params("execution", ExecutionParams)
+    manifest = read_table(MANIFEST, "manifest")
+    network, _ = read_network(CLASSNET)
+    rows = saliency_rows(network, manifest, params, execution)
+    write_table_in_pieces(SALIENCY, "saliency", rows)
+
+
+if __name__ == "__main__":
+    run(main)

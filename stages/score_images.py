@@ -1,0 +1,74 @@
+"""Score images: class probabilities of every val and test photograph by the three networks.
+
+Run by itself: ``python stages/score_images.py``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from opam.artifacts import BOX, read_table, write_table
+from opam.config import read_params
+from opam.device import ExecutionParams
+from opam.errors import run
+from opam.models.cam_network import read_network
+from opam.scoring import score_crops
+
+MANIFEST = Path("data/manifest.parquet")
+OBJECTS = Path("data/objects.parquet")
+ALIGNED_PARTS = Path("data/aligned_parts.parquet")
+MODELS = Path("data/models")
+SCORES = Path("data/scores")
+
+
+def score(
+    network_path: Path,
+    images: pd.DataFrame,
+    boxes: list[np.ndarray],
+    heads: list[np.ndarray],
+    execution: ExecutionParams,
+) -> pd.DataFrame:
+    """Mean over a photograph's crops of the probabilities, each crop by its own head."""
+    network, settings = read_network(network_path)
+    fraction = settings["input_size"] / settings["resize"]
+    scores = score_crops(
+        network,
+        images["path"].tolist(),
+        boxes,
+        settings["input_size"],
+        fraction,
+        execution,
+        f"scoring by {network_path.stem}",
+    )
+    means = [
+        crops[np.arange(len(head)), head].mean(0) for crops, head in zip(scores, heads, strict=True)
+    ]
+    return images[["image_id", "split", "label"]].assign(probabilities=means)
+
+
+def main() -> None:
+    """Write data/scores/original.parquet, object.parquet and part.parquet."""
+    execution = read_params("execution", ExecutionParams)
+    manifest = read_table(MANIFEST, "manifest")
+    images = manifest[manifest["split"] != "train"]
+    objects = read_table(OBJECTS, "objects").set_index("image_id")
+    parts = dict(iter(read_table(ALIGNED_PARTS, "aligned_parts").groupby("image_id")))
+
+    ids = images["image_id"].tolist()
+    only_head = [np.zeros(1, dtype=np.int64)] * len(ids)
+    whole = [np.array([[0, 0, w, h]]) for w, h in images[["width", "height"]].to_numpy()]
+    object_boxes = list(objects.loc[ids, BOX].to_numpy()[:, None])
+    part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
+    clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
+    for branch, network, boxes, heads in (
+        ("original", "classnet", whole, only_head),
+        ("object", "objectnet", object_boxes, only_head),
+        ("part", "partnet", part_boxes, clusters),
+    ):
+        table = score(MODELS / f"{network}.safetensors", images, boxes, heads, execution)
+        write_table(SCORES / f"{branch}.parquet", "scores", table)
+
+
+if __name__ == "__main__":
+    run(main)

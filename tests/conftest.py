@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> pd.DataFrame:
+    """A manifest of twelve small photographs of two classes: mostly red, mostly green."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        label = number % 2
+        pixels = rng.integers(0, 120, (60, 80, 3), dtype=np.uint8)
+        pixels[..., label] += 100
+        path = tmp_path / f"{number:02}.png"
+        Image.fromarray(pixels).save(path)
+        rows.append((path.name, str(path), label, "train" if number < 8 else "val", 80, 60))
+    columns = ["image_id", "path", "label", "split", "width", "height"]
+    return pd.DataFrame(rows, columns=columns)

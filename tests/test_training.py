@@ -1,0 +1,192 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from opam import training
+from opam.device import ExecutionParams
+from opam.errors import OpamError
+from opam.models.backbones import BackboneParams, create_backbone
+from opam.models.cam_network import CamNetwork, write_network
+from opam.training import (
+    TrainingParams,
+    finish,
+    head_weights,
+    hits,
+    loss_over_heads,
+    rate_factor,
+    samples,
+    train,
+    whole_images,
+)
+
+PARAMS = TrainingParams(
+    epochs=3, batch_size=4, input_size=32, resize=36, rate=0.01, schedule="cosine"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run_training(
+    manifest: pd.DataFrame, workers: int = 0, params: TrainingParams = PARAMS
+) -> bytes:
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneParams(name="mobilenetv3_small_050", weights="none"))
+    network = CamNetwork(backbone, classes=2)
+    whole = whole_images(manifest[manifest["split"] == "train"])
+    val = whole_images(manifest[manifest["split"] == "val"])
+    execution = ExecutionParams(device="cpu", workers=workers)
+    trained = train("net", network, lambda _epoch: whole, val, params, execution, seed=3)
+    assert len(trained.history) == params.epochs
+    network.load_state_dict(trained.best_state)
+    write_network(Path("net.safetensors"), network, {"backbone": "mobilenetv3_small_050"})
+    return Path("net.safetensors").read_bytes()
+
+
+def test_same_bytes_again_and_with_any_number_of_workers(photographs: pd.DataFrame) -> None:
+    weights = []
+    for workers in (0, 0, 1, 2):
+        weights.append(run_training(photographs, workers))
+        finish("net")
+    assert len(set(weights)) == 1
+
+
+def test_another_seed_or_rate_gives_other_bytes(photographs: pd.DataFrame) -> None:
+    first = run_training(photographs)
+    finish("net")
+    assert run_training(photographs, params=PARAMS.model_copy(update={"rate": 0.02})) != first
+
+
+def test_resumes_behind_the_last_epoch_and_ends_with_the_same_bytes(
+    photographs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = run_training(photographs)
+    finish("net")
+    write = training._write_checkpoint
+    monkeypatch.setattr(training, "_write_checkpoint", interrupt_after(write, 2))
+    with pytest.raises(KeyboardInterrupt):
+        run_training(photographs)
+    monkeypatch.setattr(training, "_write_checkpoint", write)
+    capsys.readouterr()
+    assert run_training(photographs) == undisturbed
+    shown = capsys.readouterr().err
+    assert "resumed behind epoch 2" in shown
+    assert "epoch 3/3" in shown
+    assert "epoch 2/3" not in shown
+    curve = pd.read_csv("data/curves/net/plots/metrics/val_accuracy.tsv", sep="\t")
+    assert len(curve) == 3
+
+
+def interrupt_after(write: object, count: int) -> object:
+    calls = []
+
+    def interrupted(path: Path, content: dict[str, object]) -> None:
+        write(path, content)  # type: ignore[operator]
+        calls.append(path)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return interrupted
+
+
+def test_a_checkpoint_of_other_params_is_not_resumed(
+    photographs: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_training(photographs)
+    capsys.readouterr()
+    run_training(photographs, params=PARAMS.model_copy(update={"momentum": 0.8}))
+    assert "resumed" not in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_costs_time_only(
+    photographs: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_training(photographs)
+    Path(".resume/net.pt").write_bytes(b"torn")
+    assert run_training(photographs) == first
+    assert "training starts anew" in capsys.readouterr().err
+
+
+def test_an_exploding_loss_names_the_rate(photographs: pd.DataFrame) -> None:
+    params = PARAMS.model_copy(update={"rate": 1e30, "head_rate_factor": 1e8})
+    with pytest.raises(OpamError, match=r"net\.rate"):
+        run_training(photographs, params=params)
+
+
+def test_learns_to_tell_red_from_green(photographs: pd.DataFrame) -> None:
+    params = PARAMS.model_copy(update={"epochs": 12, "rate": 0.05})
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneParams(weights="package"))
+    network = CamNetwork(backbone, classes=2)
+    whole = whole_images(photographs[photographs["split"] == "train"])
+    val = whole_images(photographs[photographs["split"] == "val"])
+    execution = ExecutionParams(device="cpu", workers=0)
+    trained = train("net", network, lambda _epoch: whole, val, params, execution, seed=0)
+    assert max(row["val_accuracy"] for row in trained.history) == 1.0
+
+
+def test_step_schedule_is_the_papers() -> None:
+    params = TrainingParams(epochs=1)
+    factors = [rate_factor(iteration, 100_000, params) for iteration in (0, 24_999, 25_000, 50_000)]
+    np.testing.assert_allclose(factors, [1, 1, 0.1, 0.01])
+
+
+def test_cosine_schedule_warms_up_and_ends_near_zero() -> None:
+    params = TrainingParams(epochs=1, schedule="cosine", warmup_iterations=4)
+    factors = [rate_factor(iteration, 24, params) for iteration in range(24)]
+    np.testing.assert_allclose(factors[:5], [0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_allclose(factors[14], 0.5)
+    assert factors[-1] < 0.01
+
+
+def test_loss_over_heads_is_the_literal_sum() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 3, 4, generator=rng)
+    labels = torch.tensor([0, 1, 2, 3, 1])
+    heads = torch.tensor([0, 2, -1, 1, -1])
+    smoothing = 0.1
+    total = 0.0
+    for crop in range(5):
+        losses = []
+        for head in range(3):
+            log_p = logits[crop, head] - torch.logsumexp(logits[crop, head], 0)
+            target = torch.full((4,), smoothing / 4)
+            target[labels[crop]] += 1 - smoothing
+            losses.append(-(target * log_p).sum().item())
+        total += np.mean(losses) if heads[crop] < 0 else losses[heads[crop]]
+    assert loss_over_heads(logits, labels, heads, smoothing).item() == pytest.approx(total / 5)
+
+
+def test_hits_use_a_crops_own_head_or_the_mean_of_all() -> None:
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]).repeat(3, 1, 1)
+    heads = torch.tensor([0, 1, -1])
+    assert hits(logits, torch.tensor([0, 1, 0]), heads).tolist() == [True, True, True]
+    assert hits(logits, torch.tensor([1, 0, 1]), heads).tolist() == [False, False, False]
+    assert head_weights(heads, 2).tolist() == [[1, 0], [0, 1], [0.5, 0.5]]
+
+
+def test_samples_take_path_and_label_of_the_photograph(photographs: pd.DataFrame) -> None:
+    boxes = pd.DataFrame(
+        {"image_id": ["01.png", "00.png"], "x0": 1, "y0": 2, "x1": [30, 40], "y1": 50}
+    )
+    table = samples(boxes, photographs)
+    assert table["label"].tolist() == [1, 0]
+    assert [os.path.basename(path) for path in table["path"]] == ["01.png", "00.png"]
+    assert table["x1"].tolist() == [30, 40]
+    assert (table["head"] == -1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_on_the_gpu(photographs: pd.DataFrame) -> None:
+    network = CamNetwork(create_backbone(BackboneParams(weights="none")), classes=2)
+    whole = whole_images(photographs)
+    execution = ExecutionParams(device="cuda", workers=0)
+    trained = train("net", network, lambda _epoch: whole, whole, PARAMS, execution, seed=0)
+    assert np.isfinite(trained.history[-1]["train_loss"])
