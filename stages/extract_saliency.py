@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from opam.saliency import SaliencyParams, class_activation_map, merge_views, view_boxes
 
 from opam.artifacts import read_table, write_table_in_pieces
 from opam.config import read_params
@@ -17,6 +16,7 @@ from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import run
 from opam.models.cam_network import CamNetwork, read_network
 from opam.progress import progress
+from opam.saliency import SaliencyParams, class_activation_map, merge_views, view_boxes
 
 MANIFEST = Path("data/manifest.parquet")
 CLASSNET = Path("data/models/classnet.safetensors")
@@ -30,7 +30,7 @@ def saliency_rows(
     device = prepare_device(execution)
     network.to(device)
     weights = network.head.weight.detach().float().cpu().numpy()
-    boxes, mirrored = view_boxes(params.views, params.crop_fraction)
+    boxes, mirrored = view_boxes(params.views)
     dataset = PhotographCrops(
         manifest["path"].tolist(), [boxes] * len(manifest), params.input_size, mirrored, unit=True
     )

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from opam.parts import PartParams, cap_candidates, select_parts
-from opam.saliency import to_image
 
 from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
+from opam.parts import PartParams, select_parts
 from opam.progress import progress
+from opam.saliency import to_image
 
 MANIFEST = Path("data/manifest.parquet")
 SALIENCY = Path("data/saliency.parquet")
@@ -30,11 +30,16 @@ def parts_of(
 ) -> list[tuple[Any, ...]]:
     """The part rows of one photograph."""
     saliency = to_image(row.cam.reshape(row.rows, row.columns), *size)
-    limits = (params.min_iou, params.min_inside)
-    capped = cap_candidates(saliency, object_box, boxes, *limits, params.max_candidates)
-    candidates = boxes[capped]
-    selection = select_parts(saliency, object_box, candidates, params.n_parts, *limits)
-    chosen = [object_box if index < 0 else candidates[index] for index in selection.indices]
+    selection = select_parts(
+        saliency,
+        object_box,
+        boxes,
+        params.n_parts,
+        params.min_iou,
+        params.min_inside,
+        params.max_candidates,
+    )
+    chosen = [object_box if index < 0 else boxes[index] for index in selection.indices]
     return [
         (row.image_id, part, *map(int, box), selection.score, selection.fallback)
         for part, box in enumerate(chosen)

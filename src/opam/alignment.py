@@ -1,0 +1,97 @@
+"""Part alignment (paper, section III-D): which of a photograph's parts show the same thing."""
+
+import numpy as np
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+
+from opam.config import Params
+from opam.errors import OpamError
+
+
+class AlignmentParams(Params):
+    """Clusters of neurons, which give parts their meaning."""
+
+    clusters: int = Field(2, ge=1, description="clusters of neurons, m in the paper")
+    convolution: str | None = Field(
+        None, description="the convolution whose neurons are clustered; null: the penultimate one"
+    )
+
+
+def cosine_similarity(weights: np.ndarray) -> np.ndarray:
+    """Cosine similarity of every pair of weight vectors; 0 with a zero vector.
+
+    Args:
+        weights: float C_out x ...; every row is one neuron's weight vector.
+
+    Returns:
+        float64 C_out x C_out, -1..1.
+    """
+    vectors = np.asarray(weights, dtype=np.float64).reshape(len(weights), -1)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return np.clip(unit @ unit.T, -1, 1)
+
+
+def cluster_neurons(weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Group neurons by spectral clustering on the cosine similarity of their weights.
+
+    Similarities are shifted from -1..1 to 0..1: cutting the negative ones off instead would
+    leave neurons without any neighbour, and such a graph falls apart into its loners.
+
+    Args:
+        weights: float C_out x ..., one weight vector a neuron.
+        n_clusters: number of groups m.
+        seed: of the clustering.
+
+    Returns:
+        int64 C_out, 0..m-1, numbered in order of first appearance.
+
+    Raises:
+        OpamError: more clusters than neurons.
+    """
+    from sklearn.cluster import SpectralClustering
+
+    if n_clusters > len(weights):
+        raise OpamError(
+            f"alignment.clusters: {n_clusters} clusters of {len(weights)} neurons; lower it"
+        )
+    if n_clusters == 1:
+        return np.zeros(len(weights), dtype=np.int64)
+    clustering = SpectralClustering(n_clusters, affinity="precomputed", random_state=seed)
+    labels = clustering.fit_predict((1 + cosine_similarity(weights)) / 2)
+    _, first = np.unique(labels, return_index=True)
+    order = np.argsort(np.argsort(first))
+    return order[np.unique(labels, return_inverse=True)[1]].astype(np.int64)
+
+
+def group_activations(activations: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """float64 P x m: for each part, the sum over each group's neurons of their spatial means."""
+    groups = clusters.max() + 1
+    return np.asarray(activations, dtype=np.float64) @ np.eye(groups)[clusters]
+
+
+def assign_parts(activations: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Give each part its group.
+
+    In the paper each group takes the part that excites it most. Where two groups ask for the
+    same part, that leaves another one without a group; so here parts and groups are matched
+    one to one, by the greatest sum of shares, a part's share of a group being its activation
+    over that of all parts. Where each group already asks for another part, no matching has a
+    greater sum, and the result is the paper's. Parts beyond the number of groups go to the
+    group of their greatest share.
+
+    Args:
+        activations: float P x C, spatial mean of each neuron on each part, not negative.
+        clusters: int C, group of each neuron.
+
+    Returns:
+        int64 P, group of each part.
+    """
+    sums = group_activations(activations, clusters)
+    sums = sums - np.minimum(sums.min(0), 0)
+    totals = sums.sum(0)
+    shares = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
+    assigned = shares.argmax(1)
+    parts, groups = linear_sum_assignment(shares, maximize=True)
+    assigned[parts] = groups
+    return assigned.astype(np.int64)

@@ -1,0 +1,104 @@
+"""Saliency (paper, section III-B): the class activation map of Zhou et al. (CVPR 2016)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from opam.config import Params
+
+
+class SaliencyParams(Params):
+    """How a photograph is looked at, and how fine the merged map is."""
+
+    views: Literal["ten_crop", "whole"] = Field(
+        "ten_crop", description="ten_crop: corners, centre and mirrors; whole: all of it, mirrored"
+    )
+    input_size: int = Field(224, ge=32, le=2048, description="side of a view in pixels")
+    map_size: int = Field(32, ge=4, le=512, description="cells a side of the merged map")
+
+
+CROP_FRACTION = 224 / 256
+"""Side of a crop over side of the photograph, in the paper."""
+
+
+def view_boxes(views: str) -> tuple[np.ndarray, list[bool]]:
+    """The views of a photograph.
+
+    Args:
+        views: "ten_crop" or "whole".
+
+    Returns:
+        float64 V x 4 boxes x0, y0, x1, y1 in 0..1 of the photograph's sides, and which views
+        are mirrored.
+    """
+    if views == "whole":
+        boxes = np.array([[0.0, 0.0, 1.0, 1.0]])
+    else:
+        margin = 1 - CROP_FRACTION
+        corners = [(0, 0), (margin, 0), (0, margin), (margin, margin), (margin / 2, margin / 2)]
+        boxes = np.array([(x, y, x + CROP_FRACTION, y + CROP_FRACTION) for x, y in corners])
+    return np.tile(boxes, (2, 1)), [False] * len(boxes) + [True] * len(boxes)
+
+
+def class_activation_map(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """``M_c = sum_u w_u^c f_u`` (paper, section III-B).
+
+    Args:
+        features: float C x h x w, the maps under global average pooling.
+        weights: float C, the linear layer's weights of class c.
+
+    Returns:
+        float32 h x w; its mean is the class's logit without bias.
+    """
+    return np.einsum("chw,c->hw", features, weights, dtype=np.float64).astype(np.float32)
+
+
+def merge_views(
+    cams: Sequence[np.ndarray], boxes: np.ndarray, mirrored: Sequence[bool], size: int
+) -> np.ndarray:
+    """The mean of several views' maps on one grid over the whole photograph.
+
+    Args:
+        cams: one float h x w map a view.
+        boxes: V x 4, each view's place in 0..1.
+        mirrored: which views were mirrored before the network saw them.
+        size: cells a side of the grid.
+
+    Returns:
+        float32 size x size; cells that no view covers hold the least value.
+    """
+    total = np.zeros((size, size))
+    count = np.zeros((size, size))
+    for cam, box, mirror in zip(cams, boxes, mirrored, strict=True):
+        x0, y0, x1, y1 = np.rint(np.asarray(box) * size).astype(int)
+        view = np.ascontiguousarray(cam[:, ::-1] if mirror else cam, dtype=np.float32)
+        total[y0:y1, x0:x1] += cv2.resize(view, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+        count[y0:y1, x0:x1] += 1
+    seen = count > 0
+    merged = np.full((size, size), (total[seen] / count[seen]).min())
+    merged[seen] = total[seen] / count[seen]
+    return merged.astype(np.float32)
+
+
+def to_image(cam: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale a map to the photograph (bilinear) and its values to 0..1.
+
+    Args:
+        cam: float h x w.
+        height: of the photograph, pixels.
+        width: of the photograph, pixels.
+
+    Returns:
+        float32 height x width, least value 0 and greatest 1; all 0 where the map is constant
+        or not finite.
+    """
+    scaled = cv2.resize(
+        np.asarray(cam, dtype=np.float32), (int(width), int(height)), interpolation=cv2.INTER_LINEAR
+    )
+    low, high = float(scaled.min()), float(scaled.max())
+    if not np.isfinite(high - low) or high <= low:
+        return np.zeros_like(scaled)
+    return (scaled - low) / (high - low)

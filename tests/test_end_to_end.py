@@ -1,0 +1,229 @@
+"""Every stage, on a handful of drawn birds: under DVC, without DVC, again, and after a change."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from opam.artifacts import SCHEMAS, read_json, read_table
+
+ROOT = Path(__file__).parents[1]
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+TABLES = {
+    "manifest": "manifest",
+    "keypoints": "keypoints",
+    "proposals": "proposals",
+    "patch_scores": "patch_scores",
+    "kept_patches": "kept_patches",
+    "saliency": "saliency",
+    "objects": "objects",
+    "parts": "parts",
+    "aligned_parts": "aligned_parts",
+    "scores/original": "scores",
+    "scores/object": "scores",
+    "scores/part": "scores",
+    "predictions": "predictions",
+}
+
+pytestmark = pytest.mark.slow
+
+
+def small_params() -> dict:
+    params = yaml.safe_load((ROOT / "presets/synthetic.yaml").read_text())
+    params["dataset"]["synthetic_birds"] |= {"train_per_class": 4, "test_per_class": 2}
+    params["prepare"]["val_fraction"] = 0.5
+    params["proposals"]["max_boxes"] = 10
+    params["fusion"]["folds"] = 2
+    params["filter"]["threshold"] = 0.05
+    for network in ("filternet", "classnet", "objectnet", "partnet"):
+        params[network] |= {"epochs": 1, "input_size": 64, "resize": 72}
+    params["saliency"] |= {"input_size": 64}
+    return params
+
+
+def project(folder: Path) -> Path:
+    """A copy of the project's own files, as a git repository with small params."""
+    for name in ("src", "stages", ".dvc", "dvc.yaml", ".gitignore"):
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns(
+                "cache", "tmp", "__pycache__", "*.egg-info", "config.local"
+            )
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=folder, check=True
+        )
+    return folder
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(folder / "src")}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    done = call(folder, sys.executable, "-m", "dvc", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "data").rglob("*"))
+        if path.is_file() and path.name != ".gitignore"
+    }
+
+
+@pytest.fixture(scope="module")
+def repro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = project(tmp_path_factory.mktemp("repro"))
+    shown = dvc(folder, "repro")
+    assert [name for name in STAGES if f"Running stage '{name}'" in shown] == STAGES
+    return folder
+
+
+def test_a_second_repro_runs_nothing(repro: Path) -> None:
+    assert "Running stage" not in dvc(repro, "repro")
+    assert "up to date" in dvc(repro, "status")
+
+
+def test_scripts_without_dvc_give_the_same_bytes(
+    repro: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = project(tmp_path_factory.mktemp("scripts"))
+    params = small_params()
+    params["execution"]["workers"] = 1
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for name in STAGES:
+        done = call(folder, sys.executable, f"stages/{name}.py")
+        assert done.returncode == 0, done.stderr
+    assert digests(folder) == digests(repro)
+
+
+@pytest.mark.parametrize(("file", "schema"), TABLES.items())
+def test_tables_have_their_columns_and_order(repro: Path, file: str, schema: str) -> None:
+    table = read_table(repro / f"data/{file}.parquet", schema)
+    assert list(table.columns) == SCHEMAS[schema].names
+    assert len(table)
+    keys = [key for key in ("image_id", "rank", "part") if key in table.columns]
+    assert table[keys].equals(table.sort_values(keys)[keys].reset_index(drop=True))
+
+
+def test_boxes_lie_inside_their_photographs(repro: Path) -> None:
+    manifest = read_table(repro / "data/manifest.parquet", "manifest").set_index("image_id")
+    for name in ("proposals", "objects", "parts"):
+        table = read_table(repro / f"data/{name}.parquet", name).join(
+            manifest[["width", "height"]], on="image_id"
+        )
+        assert (table[["x0", "y0"]].to_numpy() >= 0).all()
+        assert (table["x1"] <= table["width"]).all()
+        assert (table["y1"] <= table["height"]).all()
+        assert (table["x1"] > table["x0"]).all()
+        assert (table["y1"] > table["y0"]).all()
+
+
+def test_no_image_is_dropped(repro: Path) -> None:
+    manifest = read_table(repro / "data/manifest.parquet", "manifest")
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    for name in ("proposals", "saliency", "objects", "parts", "aligned_parts"):
+        table = read_table(repro / f"data/{name}.parquet", name)
+        assert set(table["image_id"]) == set(manifest["image_id"])
+    parts = read_table(repro / "data/parts.parquet", "parts")
+    assert (parts.groupby("image_id").size() == 2).all()
+
+
+def test_filter_and_scores_hold_what_they_promise(repro: Path) -> None:
+    manifest = read_table(repro / "data/manifest.parquet", "manifest")
+    scores = read_table(repro / "data/patch_scores.parquet", "patch_scores")
+    kept = read_table(repro / "data/kept_patches.parquet", "kept_patches")
+    assert set(scores["image_id"]) == set(manifest.loc[manifest["split"] == "train", "image_id"])
+    assert len(kept) == (scores["confidence"] >= 0.05).sum()
+    for branch in ("original", "object", "part"):
+        table = read_table(repro / f"data/scores/{branch}.parquet", "scores")
+        assert set(table["split"]) == {"val", "test"}
+        probabilities = np.stack(table["probabilities"].to_list())
+        assert probabilities.dtype == np.float32
+        np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_metrics_are_those_of_the_predictions(repro: Path) -> None:
+    metrics = read_json(repro / "data/metrics.json")
+    predictions = read_table(repro / "data/predictions.parquet", "predictions")
+    test = predictions[predictions["split"] == "test"]
+    for name in ("original", "object", "part", "fused"):
+        assert metrics["accuracy"][name] == pytest.approx((test[name] == test["label"]).mean())
+    weights = read_json(repro / "data/fusion.json")["weights"]
+    assert sum(weights.values()) == pytest.approx(1)
+    ablation = pd.read_csv(repro / "data/plots/ablation.csv")
+    assert len(ablation) == 7
+
+
+def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
+    dvc(repro, "repro")
+    subprocess.run(["git", "add", "-A"], cwd=repro, check=True)
+    identity = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*identity, "commit", "-qm", "run"], cwd=repro, check=True)
+    metrics = json.loads(dvc(repro, "metrics", "show", "--json"))
+    assert "accuracy" in json.dumps(metrics)
+    page = dvc(repro, "plots", "show", "-o", "page")
+    assert "index.html" in page
+    html = (repro / "page/index.html").read_text()
+    for title in ("Validation accuracy", "Training loss", "Ablation", "Confusion"):
+        assert title in html
+    ran = dvc(repro, "exp", "run", "-S", "fusion.step=0.25", "-n", "coarse")
+    assert [name for name in STAGES if f"Running stage '{name}'" in ran] == ["fuse", "evaluate"]
+    experiments = dvc(repro, "exp", "show", "--csv")
+    assert "coarse" in experiments
+    assert "accuracy.fused" in experiments
+    changed = json.loads(dvc(repro, "params", "diff", "--json"))
+    assert "fusion.step" in json.dumps(changed)
+    dvc(repro, "metrics", "diff")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "stage", "message"),
+    [
+        ("filter", {"threshold": 1.5}, "filter_patches", "filter.threshold"),
+        ("filter", {"treshold": 0.5}, "filter_patches", "filter.treshold"),
+        ("filter", {"threshold": "high"}, "filter_patches", "filter.threshold"),
+        ("fusion", {"step": 0.1, "folds": 1}, "fuse", "fusion.folds"),
+        ("fussion", {}, "fuse", "fussion"),
+    ],
+)
+def test_bad_params_stop_with_one_line(
+    repro: Path, tmp_path: Path, section: str, value: dict, stage: str, message: str
+) -> None:
+    params = small_params()
+    params[section] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    environment = {**os.environ, "OPAM_PARAMS": str(path)}
+    done = subprocess.run(
+        [sys.executable, f"stages/{stage}.py"],
+        cwd=repro,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]

@@ -1,0 +1,179 @@
+"""The pipeline under DVC: what runs again when one parameter changes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+ROOT = Path(__file__).parents[1]
+
+ALL = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+FROM_CLASSNET = ["train_classnet", "extract_saliency", "extract_objects", "select_parts", "align_parts", "train_objectnet", "train_partnet", "score_images", "fuse", "evaluate"]
+FROM_OBJECTS = FROM_CLASSNET[2:]
+FROM_PARTS = ["select_parts", "align_parts", "train_partnet", "score_images", "fuse", "evaluate"]
+FROM_ALIGNMENT = FROM_PARTS[1:]
+FROM_PARTNET = FROM_PARTS[2:]
+FROM_SCORES = ["score_images", "fuse", "evaluate"]
+FROM_FILTERNET = ["train_filternet", "score_patches", "filter_patches", *FROM_CLASSNET]
+TRAINING = ["epochs", "batch_size", "input_size", "resize", "rate", "head_rate_factor", "momentum", "weight_decay", "schedule", "step_iterations", "warmup_iterations", "label_smoothing"]
+
+EXPECTED: dict[str, list[str]] = {
+    "seed": [*FROM_FILTERNET],
+    "execution.device": [],
+    "execution.threads": [],
+    "execution.workers": [],
+    "execution.batch_size": [],
+    "execution.tensorboard": [],
+    "dataset.name": ALL,
+    "dataset.path": ALL,
+    "dataset.synthetic_birds.seed": ALL,
+    "dataset.synthetic_birds.train_per_class": ALL,
+    "dataset.synthetic_birds.test_per_class": ALL,
+    "prepare.seed": ALL[1:],
+    "prepare.test_fraction": ALL[1:],
+    "prepare.val_fraction": ALL[1:],
+    "prepare.on_bad_image": ALL[1:],
+    "backbone.name": FROM_FILTERNET,
+    "backbone.weights": FROM_FILTERNET,
+    **{
+        f"proposals.{name}": [
+            "propose_patches",
+            *(stage for stage in FROM_FILTERNET if stage != "train_filternet"),
+        ]
+        for name in ("engine", "mode", "max_side", "min_side", "max_boxes")
+    },
+    **{f"filternet.{name}": FROM_FILTERNET for name in TRAINING},
+    "filter.threshold": ["filter_patches", *FROM_CLASSNET],
+    **{f"classnet.{name}": FROM_CLASSNET for name in [*TRAINING, "patches_per_image"]},
+    **{f"saliency.{name}": FROM_CLASSNET[1:] for name in ("views", "input_size", "map_size")},
+    "objects.threshold": FROM_OBJECTS,
+    **{
+        f"parts.{name}": FROM_PARTS
+        for name in ("n_parts", "min_iou", "min_inside", "max_candidates")
+    },
+    "alignment.clusters": FROM_ALIGNMENT,
+    "alignment.convolution": FROM_ALIGNMENT,
+    **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
+    **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
+    "fusion.step": ["fuse", "evaluate"],
+    "fusion.folds": ["fuse", "evaluate"],
+    "evaluation.bootstrap_samples": ["evaluate"],
+}
+
+STAND_IN = """
+import hashlib, pathlib, sys, yaml
+
+name = sys.argv[1]
+stage = yaml.safe_load(open("dvc.yaml"))["stages"][name]
+params = yaml.safe_load(open("params.yaml"))
+digest = hashlib.sha256(name.encode())
+for section in stage.get("params", []):
+    value = params
+    for key in section.split("."):
+        value = value[key]
+    digest.update(repr((section, value)).encode())
+for dependency in stage["deps"]:
+    if dependency.startswith("data/"):
+        digest.update(pathlib.Path(dependency).read_bytes())
+for out in stage["outs"]:
+    path = pathlib.Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(digest.hexdigest() + out)
+with open("ran.txt", "a") as log:
+    log.write(name + "\\n")
+"""
+
+
+def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    found = {}
+    for key, value in content.items():
+        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_table_names_every_parameter() -> None:
+    assert set(EXPECTED) == set(leaves(PARAMS))
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dvc.yaml as it is, each stage's script replaced by one that hashes what it declares."""
+    folder = tmp_path_factory.mktemp("stand_in")
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    (folder / "stand_in.py").write_text(STAND_IN)
+    for name, stage in content["stages"].items():
+        stage["cmd"] = f"{sys.executable} stand_in.py {name}"
+    del content["plots"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    shutil.copytree(ROOT / "src", folder / "src")
+    shutil.copytree(ROOT / "stages", folder / "stages")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
+    return folder
+
+
+def other(value: Any) -> Any:
+    """A value that differs; the stand-ins do not check ranges."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else f"{value}-other"
+
+
+def reproduce(folder: Path) -> list[str]:
+    log = folder / "ran.txt"
+    log.unlink(missing_ok=True)
+    Repo(folder).reproduce()
+    return log.read_text().split() if log.exists() else []
+
+
+@pytest.mark.slow
+def test_one_parameter_runs_exactly_the_stages_of_the_table(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stand_in)
+    assert sorted(reproduce(stand_in)) == sorted(ALL)
+    assert reproduce(stand_in) == []
+    for name, stages in EXPECTED.items():
+        content = yaml.safe_load((ROOT / "params.yaml").read_text())
+        *sections, leaf = name.split(".")
+        inner = content
+        for section in sections:
+            inner = inner[section]
+        inner[leaf] = other(inner[leaf])
+        (stand_in / "params.yaml").write_text(yaml.safe_dump(content))
+        # A run cache hit would hide a run: each leaf is tried with an empty one.
+        shutil.rmtree(stand_in / ".dvc/cache/runs", ignore_errors=True)
+        assert sorted(reproduce(stand_in)) == sorted(stages), name
+        (stand_in / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+        reproduce(stand_in)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "runs", "spared"),
+    [
+        ("src/opam/saliency.py", "extract_saliency", "train_classnet"),
+        ("src/opam/parts.py", "select_parts", "extract_objects"),
+        ("src/opam/report/summary.py", None, "evaluate"),
+    ],
+)
+def test_editing_code_runs_what_uses_it(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch, file: str, runs: str | None, spared: str
+) -> None:
+    monkeypatch.chdir(stand_in)
+    reproduce(stand_in)
+    path = stand_in / file
+    path.write_text(path.read_text() + "# edited\n")
+    ran = reproduce(stand_in)
+    assert spared not in ran
+    assert runs in ran if runs else ran == []
