@@ -13,14 +13,38 @@ from dvc.repo import Repo
 ROOT = Path(__file__).parents[1]
 
 ALL = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-FROM_CLASSNET = ["train_classnet", "extract_saliency", "extract_objects", "select_parts", "align_parts", "train_objectnet", "train_partnet", "score_images", "fuse", "evaluate"]
+FROM_CLASSNET = [
+    "train_classnet",
+    "extract_saliency",
+    "extract_objects",
+    "select_parts",
+    "align_parts",
+    "train_objectnet",
+    "train_partnet",
+    "score_images",
+    "fuse",
+    "evaluate",
+]
 FROM_OBJECTS = FROM_CLASSNET[2:]
 FROM_PARTS = ["select_parts", "align_parts", "train_partnet", "score_images", "fuse", "evaluate"]
 FROM_ALIGNMENT = FROM_PARTS[1:]
 FROM_PARTNET = FROM_PARTS[2:]
 FROM_SCORES = ["score_images", "fuse", "evaluate"]
 FROM_FILTERNET = ["train_filternet", "score_patches", "filter_patches", *FROM_CLASSNET]
-TRAINING = ["epochs", "batch_size", "input_size", "resize", "rate", "head_rate_factor", "momentum", "weight_decay", "schedule", "step_iterations", "warmup_iterations", "label_smoothing"]
+TRAINING = [
+    "epochs",
+    "batch_size",
+    "input_size",
+    "resize",
+    "rate",
+    "head_rate_factor",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "step_iterations",
+    "warmup_iterations",
+    "label_smoothing",
+]
 
 EXPECTED: dict[str, list[str]] = {
     "seed": [*FROM_FILTERNET],

@@ -14,7 +14,17 @@ SCRIPTS = sorted((ROOT / "stages").glob("*.py"))
 STEPS = {
     "opam." + name
     for name in (
-        ["preparation", "proposals", "filtering", "saliency", "objects", "parts", "alignment", "fusion", "metrics"]
+        [
+            "preparation",
+            "proposals",
+            "filtering",
+            "saliency",
+            "objects",
+            "parts",
+            "alignment",
+            "fusion",
+            "metrics",
+        ]
     )
 }
 FACES = {"opam.report", "opam.stage_deps"}

@@ -1,0 +1,188 @@
+"""What every data set becomes, and the small tools its adapter needs."""
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from opam.artifacts import GT_BOX
+from opam.errors import OpamError
+
+KEYPOINT_COLUMNS = ["image_id", "part", "x", "y", "visible"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as its adapter reads it.
+
+    Attributes:
+        images: ``image_id`` (path below the image root, forward slashes), ``path``,
+            ``class_name``, ``split`` ("train" or "test"), and the true object box
+            ``gt_x0, gt_y0, gt_x1, gt_y1`` (half-open pixels, or missing).
+        keypoints: ``image_id, part, x, y, visible``; empty where the set has none.
+    """
+
+    images: pd.DataFrame
+    keypoints: pd.DataFrame
+
+
+def dataset(
+    images: pd.DataFrame, keypoints: pd.DataFrame | None = None, boxes: pd.DataFrame | None = None
+) -> Dataset:
+    """Bring tables into the form of `Dataset`.
+
+    Args:
+        images: ``image_id, path, class_name, split``.
+        keypoints: as in `Dataset`, or None.
+        boxes: ``image_id`` and the true box, or None.
+    """
+    if boxes is None:
+        boxes = pd.DataFrame(columns=["image_id", *GT_BOX])
+    images = images.merge(boxes, on="image_id", how="left")
+    images[GT_BOX] = images[GT_BOX].astype("float64").round().astype("Int32")
+    if keypoints is None:
+        keypoints = pd.DataFrame(columns=KEYPOINT_COLUMNS)
+    return Dataset(images.reset_index(drop=True), keypoints[KEYPOINT_COLUMNS])
+
+
+def existing(path: Path, remedy: str) -> Path:
+    """``path``, or an `OpamError` that it is missing."""
+    if not path.exists():
+        raise OpamError(f"{path}: not found; {remedy}")
+    return path
+
+
+def below(root: Path, name: str, listed_in: Path) -> str:
+    """The path of a file that ``listed_in`` names below ``root``; symbolic links may not leave it.
+
+    Raises:
+        OpamError: the name is absolute, leaves the root, or has no file.
+    """
+    parts = PurePosixPath(name).parts
+    if not name or name.startswith(("/", "\\")) or ".." in parts or "\x00" in name:
+        raise OpamError(f"{listed_in}: '{name}' leads out of {root}; correct the row")
+    path = root / name
+    if not path.is_file():
+        raise OpamError(f"{path}: named in {listed_in}, but there is no such photograph")
+    if path.is_symlink() or any(parent.is_symlink() for parent in _between(path, root)):
+        target = path.resolve()
+        if not target.is_relative_to(root.resolve()):
+            raise OpamError(f"{path}: links out of {root}; copy the photograph there")
+    return str(path)
+
+
+def _between(path: Path, root: Path) -> Iterator[Path]:
+    for parent in path.parents:
+        if parent == root:
+            return
+        yield parent
+
+
+def read_rows(path: Path, columns: int, separator: str | None = None) -> list[list[str]]:
+    """The non-empty lines of a text file, split into ``columns`` fields; the last takes the rest.
+
+    Raises:
+        OpamError: file missing, not UTF-8 text, or a line with too few fields.
+    """
+    existing(path, "restore the data set as its publisher lays it out")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise OpamError(f"{path}: is not text; restore the file") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = line.strip().split(separator, columns - 1)
+        if len(fields) < columns:
+            raise OpamError(f"{path}, line {number}: expected {columns} fields, found '{line}'")
+        rows.append(fields)
+    return rows
+
+
+def numbers(values: Iterable[str], path: Path) -> list[float]:
+    """Floats from text.
+
+    Raises:
+        OpamError: naming the file and the value that is no finite number.
+    """
+    found = []
+    for value in values:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not abs(number) < 1e9:
+            raise OpamError(f"{path}: '{value}' is not a number; correct the row")
+        found.append(number)
+    return found
+
+
+def lookup(table: dict[str, str], key: str, path: Path, what: str) -> str:
+    """``table[key]``, or an `OpamError` that ``path`` has no row for ``key``."""
+    if key not in table:
+        raise OpamError(f"{path}: no {what} for '{key}'; add the row")
+    return table[key]
+
+
+def take_over(source: Path, raw: Path) -> None:
+    """Copy a local folder to ``raw``, or unpack an archive (.tgz, .tar.gz, .tar, .zip) there.
+
+    Raises:
+        OpamError: missing, empty, not an archive, or with members that lead out of it.
+    """
+    existing(source, "correct dataset.path")
+    if source.is_dir():
+        if not any(source.iterdir()):
+            raise OpamError(f"{source}: is empty; correct dataset.path")
+        shutil.copytree(source, raw, dirs_exist_ok=True)
+        return
+    raw.mkdir(parents=True, exist_ok=True)
+    try:
+        if source.suffix == ".zip":
+            with zipfile.ZipFile(source) as archive:
+                for member in archive.namelist():
+                    if member.startswith("/") or ".." in PurePosixPath(member).parts:
+                        raise OpamError(f"{source}: member '{member}' leads out of the archive")
+                archive.extractall(raw)
+        else:
+            with tarfile.open(source) as tar:
+                tar.extractall(raw, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise OpamError(
+            f"{source}: cannot be unpacked ({error}); fetch the archive again"
+        ) from None
+
+
+def inner_folder(raw: Path, name: str, marks: Sequence[str]) -> Path:
+    """``raw/name`` where it holds all of ``marks``, else ``raw``: archives have a top folder.
+
+    Raises:
+        OpamError: neither holds them.
+    """
+    for folder in (raw / name, raw):
+        if all((folder / mark).exists() for mark in marks):
+            return folder
+    raise OpamError(
+        f"{raw}: does not hold {', '.join(marks)}; give dataset.path as the publisher lays it out"
+    )
+
+
+def download(action: object, name: str) -> None:
+    """Run a torchvision download, told as an `OpamError` where there is no network.
+
+    Args:
+        action: a function without arguments that downloads and verifies checksums.
+        name: of the data set.
+    """
+    try:
+        action()  # type: ignore[operator]
+    except Exception as error:  # urllib, ssl and torchvision raise many types
+        raise OpamError(
+            f"dataset.path: '{name}' cannot be downloaded ({error}); download it elsewhere and "
+            "give its folder"
+        ) from None

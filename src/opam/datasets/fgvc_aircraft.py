@@ -1,0 +1,55 @@
+"""FGVC-Aircraft (Maji et al., 2013): 100 variants; trainval is our train. Boxes where given."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from opam.artifacts import GT_BOX
+from opam.datasets.dataset import (
+    Dataset,
+    below,
+    dataset,
+    download,
+    inner_folder,
+    numbers,
+    read_rows,
+    take_over,
+)
+
+
+def fetch(raw: Path, source: Path | None) -> None:
+    """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
+    if source is not None:
+        take_over(source, raw)
+        return
+
+    def action() -> None:
+        from torchvision.datasets import FGVCAircraft
+
+        FGVCAircraft(str(raw), download=True)
+
+    download(action, "fgvc_aircraft")
+
+
+def read(raw: Path) -> Dataset:
+    """Read data/images_variant_trainval.txt, _test.txt and images_box.txt."""
+    root = inner_folder(raw, "fgvc-aircraft-2013b", ["data"]) / "data"
+    rows = []
+    for split, name in (("train", "trainval"), ("test", "test")):
+        file = root / f"images_variant_{name}.txt"
+        for number, variant in read_rows(file, 2):
+            image_id = f"{number}.jpg"
+            rows.append((image_id, below(root / "images", image_id, file), variant, split))
+    images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
+    return dataset(images, boxes=_boxes(root / "images_box.txt"))
+
+
+def _boxes(path: Path) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    rows = []
+    for number, *values in read_rows(path, 5):
+        x0, y0, x1, y1 = numbers(values, path)
+        # The publisher counts pixels from 1 and includes the last one.
+        rows.append((f"{number}.jpg", x0 - 1, y0 - 1, x1, y1))
+    return pd.DataFrame(rows, columns=["image_id", *GT_BOX])

@@ -1,0 +1,55 @@
+"""Oxford Flowers 102 (Nilsback and Zisserman, 2008); its train and val are our train."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from opam.datasets.dataset import (
+    Dataset,
+    below,
+    dataset,
+    download,
+    existing,
+    inner_folder,
+    take_over,
+)
+from opam.errors import OpamError
+
+
+def fetch(raw: Path, source: Path | None) -> None:
+    """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
+    if source is not None:
+        take_over(source, raw)
+        return
+
+    def action() -> None:
+        from torchvision.datasets import Flowers102
+
+        Flowers102(str(raw), download=True)
+
+    download(action, "flowers102")
+
+
+def read(raw: Path) -> Dataset:
+    """Read imagelabels.mat and setid.mat; classes are named by their number."""
+    root = inner_folder(raw, "flowers-102", ["jpg", "imagelabels.mat", "setid.mat"])
+    labels = _load(root / "imagelabels.mat", "labels")
+    rows = []
+    for split, key in (("train", "trnid"), ("train", "valid"), ("test", "tstid")):
+        for number in _load(root / "setid.mat", key):
+            if not 1 <= number <= len(labels):
+                raise OpamError(f"{root / 'imagelabels.mat'}: no label for image {number}")
+            image_id = f"image_{number:05}.jpg"
+            path = below(root / "jpg", image_id, root / "setid.mat")
+            rows.append((image_id, path, f"flower_{int(labels[number - 1]):03}", split))
+    return dataset(pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"]))
+
+
+def _load(path: Path, key: str) -> list[int]:
+    from scipy.io import loadmat
+
+    existing(path, "restore the data set as its publisher lays it out")
+    try:
+        return [int(value) for value in loadmat(path)[key].ravel()]
+    except Exception as error:  # damaged files raise many types
+        raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None

@@ -1,0 +1,42 @@
+"""Oxford-IIIT Pets (Parkhi et al., CVPR 2012): 37 breeds. Its boxes are of heads, so not read."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from opam.datasets.dataset import (
+    Dataset,
+    below,
+    dataset,
+    download,
+    inner_folder,
+    read_rows,
+    take_over,
+)
+
+
+def fetch(raw: Path, source: Path | None) -> None:
+    """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
+    if source is not None:
+        take_over(source, raw)
+        return
+
+    def action() -> None:
+        from torchvision.datasets import OxfordIIITPet
+
+        OxfordIIITPet(str(raw), download=True)
+
+    download(action, "oxford_pets")
+
+
+def read(raw: Path) -> Dataset:
+    """Read annotations/trainval.txt and test.txt."""
+    root = inner_folder(raw, "oxford-iiit-pet", ["images", "annotations"])
+    rows = []
+    for split, name in (("train", "trainval"), ("test", "test")):
+        file = root / "annotations" / f"{name}.txt"
+        for line in read_rows(file, 4):
+            image_id = f"{line[0]}.jpg"
+            path = below(root / "images", image_id, file)
+            rows.append((image_id, path, line[0].rsplit("_", 1)[0], split))
+    return dataset(pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"]))

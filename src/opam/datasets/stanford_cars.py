@@ -1,0 +1,62 @@
+"""Stanford Cars (Krause et al., 2013): 196 makes, models and years, with boxes."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from opam.artifacts import GT_BOX
+from opam.datasets.dataset import Dataset, below, dataset, existing, inner_folder, take_over
+from opam.errors import OpamError
+
+LAYOUT = (
+    "cars_train/, cars_test/, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
+    "cars_test_annos_withlabels.mat"
+)
+
+
+def fetch(raw: Path, source: Path | None) -> None:
+    """Bring the publisher's folder or archive under ``raw``.
+
+    Raises:
+        OpamError: no source: the publisher's own address is gone.
+    """
+    if source is None:
+        raise OpamError(
+            f"dataset.path: stanford_cars has no download any more; give a folder with {LAYOUT}"
+        )
+    take_over(source, raw)
+
+
+def read(raw: Path) -> Dataset:
+    """Read the development kit's .mat files."""
+    root = inner_folder(raw, "stanford_cars", ["cars_train", "cars_test", "devkit"])
+    meta = _load(root / "devkit" / "cars_meta.mat")
+    classes = [str(name).replace("/", "-") for name in meta["class_names"].ravel()]
+    rows = []
+    for split, file in (
+        ("train", root / "devkit" / "cars_train_annos.mat"),
+        ("test", root / "cars_test_annos_withlabels.mat"),
+    ):
+        for row in _load(file)["annotations"].ravel():
+            label = int(row["class"])
+            if not 1 <= label <= len(classes):
+                raise OpamError(f"{file}: class {label} is not among the {len(classes)} named")
+            image_id = f"cars_{split}/{row['fname']}"
+            path = below(root, image_id, file)
+            x0, y0, x1, y1 = (int(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
+            # The publisher counts pixels from 1 and includes the last one.
+            box = (x0 - 1, y0 - 1, x1, y1)
+            rows.append((image_id, path, classes[label - 1], split, *box))
+    columns = ["image_id", "path", "class_name", "split"]
+    table = pd.DataFrame(rows, columns=[*columns, *GT_BOX])
+    return dataset(table[columns], boxes=table[["image_id", *GT_BOX]])
+
+
+def _load(path: Path) -> dict:
+    from scipy.io import loadmat
+
+    existing(path, f"a folder with {LAYOUT} is expected")
+    try:
+        return loadmat(path, squeeze_me=True)
+    except Exception as error:  # damaged files raise many types
+        raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None
