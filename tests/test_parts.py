@@ -164,3 +164,10 @@ def test_mean_saliency_is_the_plain_mean() -> None:
     boxes = np.array([(0, 0, 40, 30), (3, 4, 9, 17), (5, 5, 5, 9)])
     expected = [saliency.mean(), saliency[4:17, 3:9].mean(), 0]
     np.testing.assert_allclose(mean_saliency(saliency, boxes), expected, rtol=1e-6)
+
+
+def test_mean_saliency_of_boxes_beyond_the_photograph_is_that_of_what_is_inside() -> None:
+    saliency = np.random.default_rng(0).random((10, 20), dtype=np.float32)
+    boxes = np.array([(-5, -5, 10, 5), (10, 0, 99, 99), (30, 30, 40, 40)])
+    expected = [saliency[:5, :10].mean(), saliency[:, 10:].mean(), 0]
+    np.testing.assert_allclose(mean_saliency(saliency, boxes), expected, rtol=1e-6)

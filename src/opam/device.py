@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +36,7 @@ class ExecutionParams(Params):
 
 
 def prepare_device(params: ExecutionParams) -> torch.device:
-    """Fix the number of CPU threads and pick the device.
+    """Fix the number of CPU threads, keep freed memory at hand, and pick the device.
 
     Raises:
         OpamError: ``execution.device`` is cuda and there is none.
@@ -42,10 +44,24 @@ def prepare_device(params: ExecutionParams) -> torch.device:
     import torch
 
     torch.set_num_threads(params.threads)
+    _keep_freed_memory()
     available = torch.cuda.is_available()
     if params.device == "cuda" and not available:
         raise OpamError("execution.device: cuda asked for, but torch finds none; set auto or cpu")
     return torch.device("cuda" if available and params.device != "cpu" else "cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to hold on to freed memory; elsewhere nothing happens.
+
+    By default it returns every large activation to the system and asks for it again in the
+    next step: a quarter of the training time on a CPU.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -140,8 +140,10 @@ def select_parts(
 
 
 def mean_saliency(saliency: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Mean saliency inside each of int K x 4 boxes, float64 K; 0 for empty boxes."""
-    area, _, total = Measure(saliency, (0, 0, 0, 0))(boxes)
+    """Mean saliency inside each of int K x 4 boxes, clipped; float64 K, 0 for empty boxes."""
+    height, width = saliency.shape
+    clipped = np.clip(np.asarray(boxes, dtype=np.int64).reshape(-1, 4), 0, [width, height] * 2)
+    area, _, total = Measure(saliency, (0, 0, 0, 0))(clipped)
     return total / SALIENCY_STEPS / np.maximum(area, 1)
 
 
@@ -186,8 +188,8 @@ def _best_subset(measure: Measure, boxes: np.ndarray, n: int) -> tuple[float, tu
     best, chosen = -np.inf, tuple(range(n))
     if n == 1:
         scores = _scores(measure(boxes)[:, :, None], [1])
-        first = int(np.argmax(scores >= scores.max() - EQUAL))
-        return float(scores[first]), (first,)
+        index = int(np.argmax(scores >= scores.max() - EQUAL))
+        return float(scores[index]), (index,)
     first, second = np.triu_indices(len(boxes), 1)
     singles = measure(boxes)
     pairs = measure(_intersections(boxes[first], boxes[second]))

@@ -57,7 +57,8 @@ def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame
     """Good photographs, and the bad ones as ``image_id, path, problem``.
 
     Raises:
-        OpamError: there are bad ones and ``on_bad_image`` is "stop"; it lists them all.
+        OpamError: there are bad ones and ``on_bad_image`` is "stop"; it lists them all. Or a
+            class has no good one.
     """
     bad = images["problem"] != ""
     skipped = images.loc[bad, ["image_id", "path", "problem"]]
@@ -66,6 +67,11 @@ def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame
         raise OpamError(
             f"{bad.sum()} of {len(images)} photographs are bad; replace them or set "
             f"prepare.on_bad_image: skip{listed}"
+        )
+    lost = sorted(set(images["class_name"]) - set(images.loc[~bad, "class_name"]))
+    if lost:
+        raise OpamError(
+            f"class '{lost[0]}': every photograph is bad; replace some or remove the class"
         )
     return images[~bad], skipped
 

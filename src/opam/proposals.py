@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from opam.config import Params
+from opam.errors import OpamError
 
 
 class ProposalParams(Params):
@@ -23,6 +24,8 @@ class ProposalParams(Params):
     max_boxes: int = Field(1000, ge=1, description="at most so many boxes a photograph")
 
 
+ENGINES = ("opencv", "selectivesearch")
+MODES = ("fast", "quality", "single")
 SIGMA = 0.8
 LEAST_SIDE = 32
 """OpenCV's search has crashed on narrower images; they are padded up to this."""
@@ -52,7 +55,13 @@ def selective_search(
     Returns:
         int32 N x 4: x0, y0, x1, y1, half-open; by falling area, then by x0, y0, x1, y1. N may
         be 0.
+
+    Raises:
+        OpamError: unknown engine or mode.
     """
+    for name, value, known in (("engine", engine, ENGINES), ("mode", mode, MODES)):
+        if value not in known:
+            raise OpamError(f"proposals.{name}: unknown '{value}'; use one of {', '.join(known)}")
     found = _opencv(image, mode) if engine == "opencv" else _selectivesearch(image)
     height, width = image.shape[:2]
     boxes = np.clip(found, 0, [width, height, width, height]).astype(np.int32)

@@ -1,6 +1,7 @@
 """Saliency (paper, section III-B): the class activation map of Zhou et al. (CVPR 2016)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -13,9 +14,15 @@ from opam.config import Params
 class SaliencyParams(Params):
     """How a photograph is looked at, and how fine the merged map is."""
 
-    views: Literal["ten_crop", "whole"] = Field(
-        "ten_crop", description="ten_crop: corners, centre and mirrors; whole: all of it, mirrored"
+    views: Literal["ten_crop", "windows"] = Field(
+        "ten_crop",
+        description="ten_crop: corners, centre and their mirrors, as in the paper; windows: "
+        "overlapping windows, for a finer map at the same input size",
     )
+    window: float = Field(
+        0.5, gt=0, lt=1, description="windows: side of a window over side of the photograph"
+    )
+    windows_a_side: int = Field(4, ge=2, le=32, description="windows: their number a side")
     input_size: int = Field(224, ge=32, le=2048, description="side of a view in pixels")
     map_size: int = Field(32, ge=4, le=512, description="cells a side of the merged map")
 
@@ -23,24 +30,47 @@ class SaliencyParams(Params):
 CROP_FRACTION = 224 / 256
 """Side of a crop over side of the photograph, in the paper."""
 
+CONSTANT = 1e-6
+"""A map whose range is at most this share of its greatest absolute value is constant."""
 
-def view_boxes(views: str) -> tuple[np.ndarray, list[bool]]:
+
+@dataclass(frozen=True)
+class Views:
     """The views of a photograph.
 
-    Args:
-        views: "ten_crop" or "whole".
-
-    Returns:
-        float64 V x 4 boxes x0, y0, x1, y1 in 0..1 of the photograph's sides, and which views
-        are mirrored.
+    Attributes:
+        boxes: float64 V x 4: x0, y0, x1, y1 in 0..1 of the photograph's sides.
+        mirrored: which views are mirrored.
+        predicts: bool V: views whose mean logits predict the class.
+        maps: bool V: views whose maps are merged.
     """
-    if views == "whole":
-        boxes = np.array([[0.0, 0.0, 1.0, 1.0]])
-    else:
+
+    boxes: np.ndarray
+    mirrored: list[bool]
+    predicts: np.ndarray
+    maps: np.ndarray
+
+
+def views_of(params: SaliencyParams) -> Views:
+    """The views that ``params`` ask for, each as it is and mirrored.
+
+    Ten crops do both: predict the class and give the maps. Windows only give maps: most of
+    them show no whole object, so the whole photograph predicts the class.
+    """
+    if params.views == "ten_crop":
         margin = 1 - CROP_FRACTION
         corners = [(0, 0), (margin, 0), (0, margin), (margin, margin), (margin / 2, margin / 2)]
         boxes = np.array([(x, y, x + CROP_FRACTION, y + CROP_FRACTION) for x, y in corners])
-    return np.tile(boxes, (2, 1)), [False] * len(boxes) + [True] * len(boxes)
+        whole = np.ones(len(boxes), dtype=bool)
+        maps = whole
+    else:
+        places = np.linspace(0, 1 - params.window, params.windows_a_side)
+        windows = [(x, y, x + params.window, y + params.window) for y in places for x in places]
+        boxes = np.array([(0, 0, 1, 1), *windows])
+        whole = np.arange(len(boxes)) == 0
+        maps = ~whole
+    mirrored = [False] * len(boxes) + [True] * len(boxes)
+    return Views(np.tile(boxes, (2, 1)), mirrored, np.tile(whole, 2), np.tile(maps, 2))
 
 
 def class_activation_map(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -74,6 +104,7 @@ def merge_views(
     count = np.zeros((size, size))
     for cam, box, mirror in zip(cams, boxes, mirrored, strict=True):
         x0, y0, x1, y1 = np.rint(np.asarray(box) * size).astype(int)
+        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
         view = np.ascontiguousarray(cam[:, ::-1] if mirror else cam, dtype=np.float32)
         total[y0:y1, x0:x1] += cv2.resize(view, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
         count[y0:y1, x0:x1] += 1
@@ -99,6 +130,7 @@ def to_image(cam: np.ndarray, height: int, width: int) -> np.ndarray:
         np.asarray(cam, dtype=np.float32), (int(width), int(height)), interpolation=cv2.INTER_LINEAR
     )
     low, high = float(scaled.min()), float(scaled.max())
-    if not np.isfinite(high - low) or high <= low:
+    # Interpolation of equal values rounds; that noise must not be stretched to 0..1.
+    if not np.isfinite(high - low) or high - low <= CONSTANT * max(abs(low), abs(high)):
         return np.zeros_like(scaled)
     return (scaled - low) / (high - low)

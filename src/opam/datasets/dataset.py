@@ -1,9 +1,11 @@
 """What every data set becomes, and the small tools its adapter needs."""
 
+import lzma
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +15,16 @@ from opam.artifacts import GT_BOX
 from opam.errors import OpamError
 
 KEYPOINT_COLUMNS = ["image_id", "part", "x", "y", "visible"]
+
+UNPACKING_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,  # an encrypted member, or a method of compression that Python lacks
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,15 @@ def below(root: Path, name: str, listed_in: Path) -> str:
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\x00" in name:
         raise OpamError(f"{listed_in}: '{name}' leads out of {root}; correct the row")
     path = root / name
-    if not path.is_file():
-        raise OpamError(f"{path}: named in {listed_in}, but there is no such photograph")
+    try:
+        found = path.is_file()
+    except OSError:  # a name longer than the file system takes
+        found = False
+    if not found:
+        raise OpamError(
+            f"{path}: named in {listed_in}, but there is no such photograph; restore it or "
+            "remove the row"
+        )
     if path.is_symlink() or any(parent.is_symlink() for parent in _between(path, root)):
         target = path.resolve()
         if not target.is_relative_to(root.resolve()):
@@ -86,20 +105,24 @@ def read_rows(path: Path, columns: int, separator: str | None = None) -> list[li
     """The non-empty lines of a text file, split into ``columns`` fields; the last takes the rest.
 
     Raises:
-        OpamError: file missing, not UTF-8 text, or a line with too few fields.
+        OpamError: file missing, unreadable, not UTF-8 text, or a line with too few fields.
     """
     existing(path, "restore the data set as its publisher lays it out")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise OpamError(f"{path}: is not text; restore the file") from None
+    except OSError as error:
+        raise OpamError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         fields = line.strip().split(separator, columns - 1)
         if len(fields) < columns:
-            raise OpamError(f"{path}, line {number}: expected {columns} fields, found '{line}'")
+            raise OpamError(
+                f"{path}, line {number}: expected {columns} fields, found '{line}'; correct it"
+            )
         rows.append(fields)
     return rows
 
@@ -133,17 +156,26 @@ def take_over(source: Path, raw: Path) -> None:
     """Copy a local folder to ``raw``, or unpack an archive (.tgz, .tar.gz, .tar, .zip) there.
 
     Raises:
-        OpamError: missing, empty, not an archive, or with members that lead out of it.
+        OpamError: missing, empty, damaged, not an archive, with members that lead out of it,
+            or a folder that cannot be copied.
     """
     existing(source, "correct dataset.path")
     if source.is_dir():
         if not any(source.iterdir()):
             raise OpamError(f"{source}: is empty; correct dataset.path")
-        shutil.copytree(source, raw, dirs_exist_ok=True)
+        if raw.resolve().is_relative_to(source.resolve()):
+            raise OpamError(f"{source}: holds {raw}, where it would be copied; give another folder")
+        try:
+            shutil.copytree(source, raw, dirs_exist_ok=True)
+        except (shutil.Error, OSError) as error:
+            raise OpamError(
+                f"{source}: cannot be copied to {raw} ({_cause(error)}); remove or restore what "
+                "is named"
+            ) from None
         return
     raw.mkdir(parents=True, exist_ok=True)
     try:
-        if source.suffix == ".zip":
+        if source.suffix.lower() == ".zip":
             with zipfile.ZipFile(source) as archive:
                 for member in archive.namelist():
                     if member.startswith("/") or ".." in PurePosixPath(member).parts:
@@ -152,10 +184,21 @@ def take_over(source: Path, raw: Path) -> None:
         else:
             with tarfile.open(source) as tar:
                 tar.extractall(raw, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+                # The checksum stands behind the last byte, and extraction stops before it.
+                while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                    pass
+    except UNPACKING_ERRORS as error:
         raise OpamError(
-            f"{source}: cannot be unpacked ({error}); fetch the archive again"
+            f"{source}: cannot be unpacked ({_cause(error)}); fetch the archive again"
         ) from None
+
+
+def _cause(error: Exception) -> str:
+    """The first cause in one line: copying gathers many, tar tells of each format it tried."""
+    if isinstance(error, shutil.Error):
+        source, _, cause = error.args[0][0]
+        return f"{source}: {cause}"
+    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
 
 
 def inner_folder(raw: Path, name: str, marks: Sequence[str]) -> Path:
@@ -172,7 +215,7 @@ def inner_folder(raw: Path, name: str, marks: Sequence[str]) -> Path:
     )
 
 
-def download(action: object, name: str) -> None:
+def download(action: Callable[[], None], name: str) -> None:
     """Run a torchvision download, told as an `OpamError` where there is no network.
 
     Args:
@@ -180,7 +223,7 @@ def download(action: object, name: str) -> None:
         name: of the data set.
     """
     try:
-        action()  # type: ignore[operator]
+        action()
     except Exception as error:  # urllib, ssl and torchvision raise many types
         raise OpamError(
             f"dataset.path: '{name}' cannot be downloaded ({error}); download it elsewhere and "

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from opam.datasets.dataset import Dataset, below, dataset, take_over
+from opam.datasets.dataset import Dataset, below, dataset, existing, take_over
 from opam.errors import OpamError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -23,7 +23,7 @@ def fetch(raw: Path, source: Path | None) -> None:
 
 
 def read(raw: Path, test_fraction: float, seed: int) -> Dataset:
-    """List the photographs.
+    """List the photographs. Hidden files and folders do not count.
 
     Args:
         raw: the folder.
@@ -33,6 +33,8 @@ def read(raw: Path, test_fraction: float, seed: int) -> Dataset:
     Raises:
         OpamError: no class folder, a class folder without photographs, or train without test.
     """
+    existing(raw, "run `dvc repro fetch_data`")
+    raw = _below_top_folder(raw)
     if (raw / "train").is_dir():
         if not (raw / "test").is_dir():
             raise OpamError(f"{raw}: has train/ but no test/; add it, or put classes at the top")
@@ -62,7 +64,7 @@ def _class_rows(folder: Path, root: Path) -> list[tuple[str, str, str]]:
         photographs = [
             path
             for path in sorted(class_folder.rglob("*"))
-            if _shown(path) and path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and _all_shown(path.relative_to(class_folder))
         ]
         if not photographs:
             raise OpamError(f"{class_folder}: holds no photographs; add some or remove the folder")
@@ -72,5 +74,19 @@ def _class_rows(folder: Path, root: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _below_top_folder(raw: Path) -> Path:
+    """The single folder in ``raw`` where only that holds folders: archives often have one."""
+    shown = [path for path in raw.iterdir() if _shown(path)]
+    if len(shown) == 1 and shown[0].is_dir() and shown[0].name != "train":
+        inner = [path for path in shown[0].iterdir() if _shown(path)]
+        if inner and all(path.is_dir() for path in inner):
+            return shown[0]
+    return raw
+
+
 def _shown(path: Path) -> bool:
     return not path.name.startswith(".")
+
+
+def _all_shown(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)

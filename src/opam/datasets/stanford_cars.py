@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from opam.artifacts import GT_BOX
@@ -28,35 +29,49 @@ def fetch(raw: Path, source: Path | None) -> None:
 
 
 def read(raw: Path) -> Dataset:
-    """Read the development kit's .mat files."""
+    """Read the development kit's .mat files.
+
+    Raises:
+        OpamError: files missing, damaged, without their fields, or not matching each other.
+    """
     root = inner_folder(raw, "stanford_cars", ["cars_train", "cars_test", "devkit"])
-    meta = _load(root / "devkit" / "cars_meta.mat")
-    classes = [str(name).replace("/", "-") for name in meta["class_names"].ravel()]
+    names = _load(root / "devkit" / "cars_meta.mat", "class_names")
+    classes = [str(name).replace("/", "-") for name in names]
     rows = []
     for split, file in (
         ("train", root / "devkit" / "cars_train_annos.mat"),
         ("test", root / "cars_test_annos_withlabels.mat"),
     ):
-        for row in _load(file)["annotations"].ravel():
-            label = int(row["class"])
+        for row in _load(file, "annotations"):
+            label, name, box = _annotation(row, file)
             if not 1 <= label <= len(classes):
                 raise OpamError(f"{file}: class {label} is not among the {len(classes)} named")
-            image_id = f"cars_{split}/{row['fname']}"
+            image_id = f"cars_{split}/{name}"
             path = below(root, image_id, file)
-            x0, y0, x1, y1 = (int(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
-            # The publisher counts pixels from 1 and includes the last one.
-            box = (x0 - 1, y0 - 1, x1, y1)
             rows.append((image_id, path, classes[label - 1], split, *box))
     columns = ["image_id", "path", "class_name", "split"]
     table = pd.DataFrame(rows, columns=[*columns, *GT_BOX])
     return dataset(table[columns], boxes=table[["image_id", *GT_BOX]])
 
 
-def _load(path: Path) -> dict:
+def _annotation(row: np.void, file: Path) -> tuple[int, str, tuple[int, int, int, int]]:
+    """Label from 1, file name and half-open box of one row."""
+    try:
+        x0, y0, x1, y1 = (int(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
+        # The publisher counts pixels from 1 and includes the last one.
+        return int(row["class"]), str(row["fname"]), (x0 - 1, y0 - 1, x1, y1)
+    except (ValueError, TypeError, IndexError) as error:
+        raise OpamError(
+            f"{file}: a row lacks its class, file name or box ({error}); a folder with {LAYOUT} "
+            "is expected"
+        ) from None
+
+
+def _load(path: Path, key: str) -> np.ndarray:
     from scipy.io import loadmat
 
     existing(path, f"a folder with {LAYOUT} is expected")
     try:
-        return loadmat(path, squeeze_me=True)
+        return loadmat(path, squeeze_me=True)[key].ravel()
     except Exception as error:  # damaged files raise many types
         raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None

@@ -1,7 +1,7 @@
 """synthetic_birds: drawn birds of eight species that differ in bill, crown, wing bar and tail.
 
-Every species has one of two forms of each of the four parts, and any two species differ in at
-least two parts: no single part tells a species, and parts of both ends of the bird are needed.
+Each of the four parts has one of four forms, each form occurs in two species, and two species
+share one part at most: no single part tells a species for sure, any two of them do.
 Everything else (body colours, pose, size, place, light, what stands in front and behind) is
 drawn without looking at the species. The clutter behind the bird has the very colours of the
 parts, so colours anywhere in the picture mislead, and the parts do not.
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from numpy.typing import ArrayLike
 from PIL import Image
 from pydantic import Field
 
@@ -27,22 +28,24 @@ from opam.datasets.dataset import Dataset, below, dataset, existing
 from opam.errors import OpamError, run
 from opam.progress import progress
 
-# Species: forms of bill, crown, wing bar and tail. Even numbers of ones: every two species
-# differ in two parts or in all four.
+# Species: bill, crown, wing bar and tail, each in one of four forms; form // 2 is its shape and
+# form % 2 its colour. Every form occurs in two species, and two species share one part at most.
 SPECIES = {
     "amber_warbler": (0, 0, 0, 0),
-    "brook_warbler": (0, 0, 1, 1),
-    "cedar_warbler": (0, 1, 0, 1),
-    "dune_warbler": (0, 1, 1, 0),
-    "elm_warbler": (1, 0, 0, 1),
-    "fen_warbler": (1, 0, 1, 0),
-    "glade_warbler": (1, 1, 0, 0),
-    "heath_warbler": (1, 1, 1, 1),
+    "brook_warbler": (0, 1, 1, 2),
+    "cedar_warbler": (1, 2, 3, 2),
+    "dune_warbler": (1, 3, 2, 0),
+    "elm_warbler": (2, 2, 0, 1),
+    "fen_warbler": (2, 3, 1, 3),
+    "glade_warbler": (3, 0, 3, 3),
+    "heath_warbler": (3, 1, 2, 1),
 }
 
 ORANGE, SLATE = (236, 130, 22), (58, 66, 92)
 SCARLET, BLUE = (206, 28, 36), (36, 84, 200)
 WHITE, YELLOW = (246, 244, 236), (244, 206, 34)
+BILL_COLOURS, CROWN_COLOURS = (ORANGE, SLATE), (SCARLET, BLUE)
+WING_BAR_COLOURS, TAIL_COLOURS = (WHITE, YELLOW), (BLUE, ORANGE)
 MARK_COLOURS = (ORANGE, SLATE, SCARLET, BLUE, WHITE, YELLOW)
 BODY_COLOURS = ((122, 94, 66), (104, 100, 92), (142, 114, 78), (92, 78, 64), (128, 122, 104))
 BACKDROPS = ((126, 158, 92), (150, 180, 204), (172, 170, 120), (96, 128, 84), (186, 192, 182))
@@ -85,8 +88,8 @@ class Pose:
     tilt: float
     mirror: bool
 
-    def __call__(self, points: Sequence[tuple[float, float]] | np.ndarray) -> np.ndarray:
-        """float N x 2 pixels."""
+    def __call__(self, points: ArrayLike) -> np.ndarray:
+        """Points of the bird, N x 2, in pixels: float64 N x 2."""
         own = np.array(points, dtype=np.float64).reshape(-1, 2)
         cos, sin = np.cos(self.tilt), np.sin(self.tilt)
         turned = own @ np.array([[cos, sin], [-sin, cos]])
@@ -106,29 +109,29 @@ def draw_bird(species: int, rng: np.random.Generator) -> Drawing:
     scene, bird, front = rng.spawn(3)
     height, width = (int(v) for v in scene.integers((216, 260), (272, 341)))
     shape = (height * OVERSAMPLING, width * OVERSAMPLING)
-    unit = bird.uniform(0.125, 0.185) * min(shape)
+    unit = bird.uniform(0.18, 0.235) * min(shape)
     pose = Pose(
         centre=np.array(
             [
-                bird.uniform(2.4 * unit, shape[1] - 2.4 * unit),
-                bird.uniform(1.6 * unit, shape[0] - 1.5 * unit),
+                bird.uniform(1.75 * unit, shape[1] - 1.75 * unit),
+                bird.uniform(1.45 * unit, shape[0] - 1.15 * unit),
             ]
         ),
         unit=unit,
-        tilt=bird.uniform(-0.3, 0.3),
+        tilt=bird.uniform(-0.35, 0.25),
         mirror=bool(bird.random() < 0.5),
     )
     canvas = _background(shape, scene)
     _perch(canvas, pose, scene)
     layer, mask, parts = _bird(shape, pose, list(SPECIES.values())[species], bird)
-    alpha = mask[..., None] / 255.0
-    canvas = canvas * (1 - alpha) + layer * alpha
+    alpha = (mask / 255.0).astype(np.float32)[..., None]
+    canvas += alpha * (layer - canvas)
     covered = _leaves_in_front(canvas, pose, front)
 
     visible = cv2.resize(np.where(covered, 0, mask), (width, height), interpolation=cv2.INTER_AREA)
     rows, columns = np.flatnonzero(visible.max(1) > 127), np.flatnonzero(visible.max(0) > 127)
-    image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-    image += front.normal(0, 4, image.shape)
+    image: np.ndarray = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    image += 4 * front.standard_normal(image.shape, dtype=np.float32)
     return Drawing(
         image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
         box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1),
@@ -139,12 +142,13 @@ def draw_bird(species: int, rng: np.random.Generator) -> Drawing:
     )
 
 
-def _paint(canvas: np.ndarray, points: np.ndarray, colour: Sequence[float]) -> None:
+def _paint(canvas: np.ndarray, points: np.ndarray, colour: ArrayLike) -> None:
     fixed = np.rint(np.asarray(points) * 16).astype(np.int32)
-    cv2.fillPoly(canvas, [fixed], [float(c) for c in colour], cv2.LINE_AA, shift=4)
+    cv2.fillPoly(canvas, [fixed], np.asarray(colour, dtype=float).tolist(), cv2.LINE_AA, shift=4)
 
 
-def _ellipse(x: float, y: float, a: float, b: float, angle: float = 0.0) -> np.ndarray:
+def _ellipse(centre: ArrayLike, axes: ArrayLike, angle: float = 0.0) -> np.ndarray:
+    (x, y), (a, b) = np.asarray(centre, dtype=float), np.asarray(axes, dtype=float)
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack(
@@ -168,20 +172,19 @@ def _smooth_noise(shape: tuple[int, int], cells: int, rng: np.random.Generator) 
 def _background(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Out of focus: a gradient and blots; nearer: branches, leaves, and spots in mark colours."""
     top, bottom = (_vary(BACKDROPS[i], rng) for i in rng.integers(0, len(BACKDROPS), 2))
-    down = np.linspace(0, 1, shape[0])[:, None, None]
+    small = (shape[0] // (2 * OVERSAMPLING), shape[1] // (2 * OVERSAMPLING))
+    down = np.linspace(0, 1, small[0])[:, None, None]
     # Painting is done in 8 bits: OpenCV smooths edges in no other type.
-    canvas = np.rint(np.broadcast_to(top * (1 - down) + bottom * down, (*shape, 3))).astype(
-        np.uint8
-    )
-    canvas = np.ascontiguousarray(canvas)
-    side = min(shape)
+    sky = np.broadcast_to(top * (1 - down) + bottom * down, (*small, 3))
+    far: np.ndarray = np.ascontiguousarray(sky.round().astype(np.uint8))
     for _ in range(rng.integers(8, 16)):
         colour = _vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng, 25)
-        place = rng.uniform(0, 1, 2) * shape[::-1]
-        _paint(
-            canvas, _ellipse(*place, *rng.uniform(0.05, 0.2, 2) * side, rng.uniform(0, 3)), colour
-        )
-    canvas = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.02, 0.04) * side))
+        place = rng.uniform(0, 1, 2) * small[::-1]
+        axes = rng.uniform(0.05, 0.2, 2) * min(small)
+        _paint(far, _ellipse(place, axes, rng.uniform(0, 3)), colour)
+    far = cv2.GaussianBlur(far, (0, 0), float(rng.uniform(0.02, 0.04) * min(small)))
+    canvas = cv2.resize(far, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    side = min(shape)
     for _ in range(rng.integers(1, 4)):
         start, end = rng.uniform(0, 1, (2, 2)) * shape[::-1]
         colour = _vary(BRANCH_COLOUR, rng)
@@ -190,15 +193,15 @@ def _background(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         colour = _vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng)
         place = rng.uniform(0, 1, 2) * shape[::-1]
         length = rng.uniform(0.03, 0.07) * side
-        _paint(canvas, _ellipse(*place, length, 0.4 * length, rng.uniform(0, 3)), colour)
+        _paint(canvas, _ellipse(place, (length, 0.4 * length), rng.uniform(0, 3)), colour)
     for _ in range(rng.integers(14, 26)):
         colour = _vary(MARK_COLOURS[rng.integers(len(MARK_COLOURS))], rng)
         place = rng.uniform(0, 1, 2) * shape[::-1]
-        a, b = np.sort(rng.uniform(0.008, 0.035, 2))[::-1] * side
-        _paint(canvas, _ellipse(*place, a, b, rng.uniform(0, 3)), colour)
-    canvas = cv2.GaussianBlur(canvas, (0, 0), OVERSAMPLING * 0.8)
+        axes = np.sort(rng.uniform(0.008, 0.035, 2))[::-1] * side
+        _paint(canvas, _ellipse(place, axes, rng.uniform(0, 3)), colour)
+    canvas = cv2.GaussianBlur(canvas, (5, 5), OVERSAMPLING * 0.8)
     light = 1 + 0.06 * _smooth_noise(shape, 6, rng) + 0.03 * _smooth_noise(shape, 60, rng)
-    return canvas * light[..., None]
+    return canvas * light[..., None].astype(np.float32)
 
 
 def _stroke(start: np.ndarray, end: np.ndarray, half_width: float) -> np.ndarray:
@@ -210,10 +213,11 @@ def _stroke(start: np.ndarray, end: np.ndarray, half_width: float) -> np.ndarray
 def _perch(canvas: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
     layer = np.clip(canvas, 0, 255).astype(np.uint8)
     colour = _vary(BRANCH_COLOUR, rng)
-    ends = pose([(-6, 1.05 + rng.normal(0, 0.3)), (6, 1.05 + rng.normal(0, 0.3))])
-    _paint(layer, _stroke(*ends, 0.09 * pose.unit), colour)
+    start, end = pose([(-6, 1.05 + rng.normal(0, 0.3)), (6, 1.05 + rng.normal(0, 0.3))])
+    _paint(layer, _stroke(start, end, 0.09 * pose.unit), colour)
     for x in (-0.05, 0.25):
-        _paint(layer, _stroke(*pose([(x, 0.5), (x + 0.05, 1.02)]), 0.03 * pose.unit), (70, 58, 50))
+        hip, foot = pose([(x, 0.5), (x + 0.05, 1.02)])
+        _paint(layer, _stroke(hip, foot, 0.03 * pose.unit), (70, 58, 50))
     canvas[:] = layer
 
 
@@ -226,76 +230,81 @@ def _bird(
     mask = np.zeros(shape, dtype=np.uint8)
     body = _vary(BODY_COLOURS[rng.integers(len(BODY_COLOURS))], rng, 8)
     belly = np.clip(body * 0.6 + 95, 0, 255)
-    stout = rng.uniform(0.46, 0.56)
-    head = np.array([0.86, -0.52]) + rng.normal(0, 0.05, 2)
-    droop = rng.uniform(-0.1, 0.35)
+    stout = rng.uniform(0.6, 0.7)
+    head = np.array([0.7, -0.66]) + rng.normal(0, 0.05, 2)
+    droop = rng.uniform(-0.5, 0.2)
     marks = {name: rng.normal(0, 10, 3) for name in ("bill", "crown", "wing bar", "tail")}
 
-    def paint(points: np.ndarray | Sequence[tuple[float, float]], colour: Sequence[float]) -> None:
+    def paint(points: ArrayLike, colour: ArrayLike) -> None:
         _paint(layer, pose(points), np.clip(colour, 0, 255))
         _paint(mask, pose(points), (255,))
 
-    def mark(name: str, colour: tuple[int, int, int]) -> np.ndarray:
-        return np.asarray(colour) + marks[name]
+    def on_head(x: float, y: float) -> np.ndarray:
+        return head + np.array([x, y])
 
-    # Tail: long, forked and blue at the end, or short, broad and white at the end.
-    root, along = np.array([-0.78, 0.05]), np.array([-np.cos(droop), np.sin(droop)])
+    def mark(name: str, colours: Sequence[tuple[int, int, int]], form: int) -> np.ndarray:
+        return np.asarray(colours[form % 2]) + marks[name]
+
+    # Tail: square, or long and forked; its end is coloured.
+    tail_colour = mark("tail", TAIL_COLOURS, tail)
+    root, along = np.array([-0.8, 0.06]), np.array([-np.cos(droop), np.sin(droop)])
     across = np.array([-along[1], along[0]])
-    if tail:
-        tips = [root + 1.25 * along + side * 0.34 * across for side in (1, -1)]
-        notch = root + 0.85 * along
+    if tail // 2:
+        tips = [root + 1.0 * along + side * 0.34 * across for side in (1, -1)]
+        notch = root + 0.66 * along
         paint([root + 0.17 * across, tips[0], notch, tips[1], root - 0.17 * across], 0.8 * body)
         for tip, side in zip(tips, (1, -1), strict=True):
-            inner = root + 0.62 * along
-            paint([tip, notch, inner, inner + side * 0.25 * across], mark("tail", BLUE))
-        tail_at = root + 0.85 * along
+            inner = root + 0.48 * along
+            paint([tip, notch, inner, inner + side * 0.25 * across], tail_colour)
+        tail_at = root + 0.68 * along
     else:
-        end = root + 0.8 * along
+        end = root + 0.68 * along
         paint(
             [root + 0.17 * across, end + 0.3 * across, end - 0.3 * across, root - 0.17 * across],
             0.8 * body,
         )
-        band = root + 0.5 * along
+        band = root + 0.44 * along
         paint(
             [band + 0.25 * across, end + 0.3 * across, end - 0.3 * across, band - 0.25 * across],
-            mark("tail", WHITE),
+            tail_colour,
         )
-        tail_at = root + 0.62 * along
+        tail_at = root + 0.55 * along
 
     # Body, neck and head.
-    paint(_ellipse(0, 0, 1, stout, -0.22), body)
-    paint(_ellipse(0.12, 0.16, 0.82, stout * 0.72, -0.28), belly)
-    paint([(0.35, -0.45), head + (-0.22, -0.22), head + (0.2, 0.22), (0.85, 0.1)], body)
-    paint(_ellipse(*head, 0.36, 0.33), body)
+    paint(_ellipse((0, 0), (1, stout), -0.3), body)
+    paint(_ellipse((0.12, 0.16), (0.82, stout * 0.72), -0.28), belly)
+    nape, throat = on_head(-0.22, -0.22), on_head(0.2, 0.22)
+    paint(np.array([(0.35, -0.45), nape, throat, (0.85, 0.1)]), body)
+    paint(_ellipse(head, (0.36, 0.33)), body)
 
-    # Wing and its bar: two white bars, or one broad yellow one.
-    paint(_ellipse(-0.2, -0.08, 0.68, 0.3, -0.12), 0.72 * body)
-    bars = ((-0.02, 0.07), (-0.34, 0.07)) if wing_bar else ((-0.2, 0.13),)
-    colour = mark("wing bar", WHITE if wing_bar else YELLOW)
+    # Wing and its bars: one broad, or two narrow.
+    paint(_ellipse((-0.2, -0.08), (0.68, 0.3), -0.12), 0.72 * body)
+    bars = ((-0.02, 0.07), (-0.34, 0.07)) if wing_bar // 2 else ((-0.2, 0.13),)
+    colour = mark("wing bar", WING_BAR_COLOURS, wing_bar)
     for x, thick in bars:
-        paint(_ellipse(x, -0.06, thick, 0.25, 0.5), colour)
+        paint(_ellipse((x, -0.06), (thick, 0.25), 0.5), colour)
 
-    # Bill: long, thin and slate, or short, thick and orange.
-    if bill:
-        bill_points = [head + (0.3, -0.07), head + (0.98, 0.1), head + (0.3, 0.08)]
+    # Bill: short and thick, or long and thin.
+    if bill // 2:
+        bill_points = [on_head(0.3, -0.07), on_head(0.86, 0.08), on_head(0.3, 0.08)]
     else:
-        bill_points = [head + (0.26, -0.19), head + (0.62, 0.04), head + (0.26, 0.19)]
-    paint(np.array(bill_points), mark("bill", SLATE if bill else ORANGE))
+        bill_points = [on_head(0.26, -0.19), on_head(0.62, 0.04), on_head(0.26, 0.19)]
+    paint(np.array(bill_points), mark("bill", BILL_COLOURS, bill))
 
-    # Crown: blue crest, or scarlet cap.
+    # Crown: a cap, or a crest.
     t = np.linspace(np.pi * 1.02, np.pi * 1.9, 20)
     cap = head + np.stack([0.36 * np.cos(t), 0.34 * np.sin(t)], axis=1)
-    if crown:
-        cap = np.concatenate([[head + (-0.62, -0.3)], cap[2:], [head + (-0.2, -0.16)]])
-    paint(cap, mark("crown", BLUE if crown else SCARLET))
+    if crown // 2:
+        cap = np.concatenate([[on_head(-0.62, -0.3)], cap[2:], [on_head(-0.2, -0.16)]])
+    paint(cap, mark("crown", CROWN_COLOURS, crown))
 
-    eye = head + (0.12, -0.04)
-    paint(_ellipse(*eye, 0.075, 0.075), (18, 16, 16))
-    paint(_ellipse(eye[0] + 0.02, eye[1] - 0.025, 0.022, 0.022), (240, 240, 240))
+    eye = on_head(0.12, -0.04)
+    paint(_ellipse(eye, (0.075, 0.075)), (18, 16, 16))
+    paint(_ellipse(eye + np.array([0.02, -0.025]), (0.022, 0.022)), (240, 240, 240))
 
     parts = {
         "bill": np.mean(bill_points, axis=0),
-        "crown": head + (-0.05, -0.24),
+        "crown": on_head(-0.05, -0.24),
         "eye": eye,
         "breast": np.array([0.68, 0.16]),
         "wing": np.array([-0.45, -0.02]),
@@ -307,7 +316,7 @@ def _bird(
     rows = (np.arange(shape[0])[:, None] - pose.centre[1]) / pose.unit
     light = 1.04 - 0.16 * np.clip(rows, -1, 1) + 0.05 * _smooth_noise(shape, 90, rng)
     pixels = {name: tuple(pose([point])[0].tolist()) for name, point in parts.items()}
-    return layer * light[..., None], mask, pixels
+    return layer * light[..., None].astype(np.float32), mask, pixels
 
 
 def _leaves_in_front(canvas: np.ndarray, pose: Pose, rng: np.random.Generator) -> np.ndarray:
@@ -318,7 +327,7 @@ def _leaves_in_front(canvas: np.ndarray, pose: Pose, rng: np.random.Generator) -
         for _ in range(rng.integers(1, 3)):
             place = pose(rng.uniform((-1.6, -0.9), (1.3, 0.8)))[0]
             length = rng.uniform(0.2, 0.42) * pose.unit
-            leaf = _ellipse(*place, length, 0.4 * length, rng.uniform(0, 3))
+            leaf = _ellipse(place, (length, 0.4 * length), rng.uniform(0, 3))
             _paint(layer, leaf, _vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng))
             _paint(covered, leaf, (255,))
         canvas[:] = np.where(covered[..., None] > 0, layer, canvas)
@@ -362,7 +371,7 @@ def _write(
     image_id = f"{split}/{name}/{number:04}.jpg"
     with atomic(raw / "images" / image_id) as temporary:
         Image.fromarray(drawing.image).save(temporary, format="JPEG", quality=92)
-    keypoints = [
+    keypoints: list[tuple[object, ...]] = [
         (image_id, part, round(x, 1), round(y, 1), visible)
         for part, (x, y, visible) in drawing.parts.items()
     ]

@@ -1,0 +1,136 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opam.errors import OpamError
+from opam.fusion import FusionParams, fold_of, fuse, search_weights, weight_grid
+
+
+def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three branches of softmax scores, each right more often than not."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    scores = rng.dirichlet(np.ones(classes), (3, images))
+    scores[:, np.arange(images), labels] += rng.uniform(0, 1, (3, images))
+    return (scores / scores.sum(2, keepdims=True)).astype(np.float32), labels
+
+
+def literal_best(
+    scores: np.ndarray, labels: np.ndarray, images: list[int], parts: int
+) -> tuple[float, ...]:
+    """The best weights by loops: accuracy, then likelihood, then nearness to equal."""
+    ranked = []
+    for first, second in product(range(parts + 1), repeat=2):
+        if first + second > parts:
+            continue
+        weights = (first / parts, second / parts, (parts - first - second) / parts)
+        right, loss = 0, 0.0
+        for image in images:
+            fused = sum(
+                w * branch[image].astype(float) for w, branch in zip(weights, scores, strict=True)
+            )
+            right += int(np.argmax(fused) == labels[image])
+            loss -= np.log(max(float(fused[labels[image]]), 1e-12))
+        distance = sum((w - 1 / 3) ** 2 for w in weights)
+        ranked.append((-right, loss / len(images), distance, weights))
+    return min(ranked)[-1]
+
+
+def test_fuse_is_a_weighted_sum() -> None:
+    scores, _ = random_scores(7, 4, 0)
+    fused = fuse(scores, (0.5, 0.2, 0.3))
+    for image in range(7):
+        for label in range(4):
+            expected = sum(
+                w * float(scores[branch, image, label]) for branch, w in enumerate((0.5, 0.2, 0.3))
+            )
+            assert fused[image, label] == pytest.approx(expected)
+    np.testing.assert_allclose(fused.sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "points"), [(0.1, 66), (0.5, 6), (1.0, 3), (0.05, 231)])
+def test_the_grid_holds_all_weights_that_sum_to_one(step: float, points: int) -> None:
+    grid = weight_grid(3, step)
+    assert grid.shape == (points, 3)
+    np.testing.assert_allclose(grid.sum(1), 1)
+    assert grid.min() >= 0
+    np.testing.assert_allclose(grid / step, np.rint(grid / step), atol=1e-9)
+    assert len(np.unique(grid, axis=0)) == points
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(6, 20), st.integers(2, 5), st.integers(2, 4), st.integers(0, 10_000))
+def test_the_search_is_that_of_literal_loops(
+    images: int, classes: int, folds: int, seed: int
+) -> None:
+    scores, labels = random_scores(images, classes, seed)
+    found = search_weights(scores, labels, folds, 0.25, seed)
+    fold = fold_of(labels, folds, seed)
+    everything = list(range(images))
+    assert found.weights == pytest.approx(literal_best(scores, labels, everything, 4))
+    right = 0
+    for held_out in range(folds):
+        rest = [image for image in everything if fold[image] != held_out]
+        weights = literal_best(scores, labels, rest, 4)
+        assert found.fold_weights[held_out] == pytest.approx(weights)
+        own = [image for image in everything if fold[image] == held_out]
+        hits = [
+            int(np.argmax(np.tensordot(weights, scores[:, image], 1)) == labels[image])
+            for image in own
+        ]
+        assert found.fold_accuracy[held_out] == pytest.approx(np.mean(hits))
+        right += sum(hits)
+    assert found.accuracy == pytest.approx(right / images)
+
+
+@pytest.mark.parametrize("branch", [0, 1, 2])
+def test_the_one_branch_that_knows_gets_all_the_weight(branch: int) -> None:
+    labels = np.arange(40) % 4
+    scores = np.full((3, 40, 4), 0.25)
+    scores[branch] = np.eye(4)[labels]
+    expected = tuple(float(b == branch) for b in range(3))
+    found = search_weights(scores, labels, 5, 0.1, 0)
+    assert found.weights == expected
+    assert found.fold_accuracy == (1.0,) * 5
+    assert found.accuracy == 1.0
+
+
+def test_equal_branches_get_weights_closest_to_equal() -> None:
+    labels = np.arange(30) % 3
+    one = np.eye(3)[labels] * 0.5 + 0.5 / 3
+    found = search_weights(np.stack([one] * 3), labels, 3, 1 / 3, 0)
+    assert found.weights == pytest.approx((1 / 3,) * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 6), st.integers(6, 60), st.integers(1, 9), st.integers(0, 10_000))
+def test_folds_are_even_over_all_and_over_each_class(
+    folds: int, images: int, classes: int, seed: int
+) -> None:
+    labels = np.random.default_rng(seed).integers(0, classes, images)
+    fold = fold_of(labels, folds, seed)
+    assert np.ptp(np.bincount(fold, minlength=folds)) <= 1
+    for label in np.unique(labels):
+        assert np.ptp(np.bincount(fold[labels == label], minlength=folds)) <= 1
+    np.testing.assert_array_equal(fold, fold_of(labels, folds, seed))
+
+
+def test_classes_of_one_image_do_not_stop_the_search() -> None:
+    scores, _ = random_scores(10, 10, 0)
+    found = search_weights(scores, np.arange(10), 5, 0.5, 0)
+    assert len(found.fold_accuracy) == len(found.fold_weights) == 5
+
+
+def test_fewer_images_than_folds_are_refused() -> None:
+    scores, labels = random_scores(4, 2, 0)
+    with pytest.raises(OpamError, match=r"fusion\.folds: 5 folds of 4 val images"):
+        search_weights(scores, labels, 5, 0.1, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"folds": 1}, {"step": 0.0}, {"step": 1.5}])
+def test_parameters_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FusionParams(**wrong)

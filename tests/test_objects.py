@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opam.objects import ObjectParams, find_object, object_box
+
+
+def literal_object(saliency: np.ndarray, threshold: float) -> tuple[tuple[int, ...], str]:
+    """Flood fill from each salient pixel in reading order; the first largest region wins."""
+    height, width = saliency.shape
+    if saliency.max() <= 0:
+        return (0, 0, width, height), "whole_image"
+    seen: set[tuple[int, int]] = set()
+    largest: list[tuple[int, int]] = []
+    for start in [(y, x) for y in range(height) for x in range(width)]:
+        if start in seen or saliency[start] < threshold:
+            continue
+        region, waiting = [], [start]
+        seen.add(start)
+        while waiting:
+            y, x = waiting.pop()
+            region.append((y, x))
+            for near in [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+                inside = 0 <= near[0] < height and 0 <= near[1] < width
+                if inside and near not in seen and saliency[near] >= threshold:
+                    seen.add(near)
+                    waiting.append(near)
+        if len(region) > len(largest):
+            largest = region
+    if not largest:
+        return (0, 0, width, height), "whole_image"
+    rows, columns = zip(*largest, strict=True)
+    return (min(columns), min(rows), max(columns) + 1, max(rows) + 1), "none"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+)
+def test_the_box_is_that_of_a_flood_fill(
+    height: int, width: int, seed: int, threshold: float
+) -> None:
+    saliency = np.random.default_rng(seed).integers(0, 5, (height, width)) / 4
+    found = find_object(saliency.astype(np.float32), threshold)
+    assert found == literal_object(saliency, threshold)
+    assert object_box(saliency.astype(np.float32), threshold) == found[0]
+    assert all(type(side) is int for side in found[0])
+
+
+def test_corners_that_touch_are_one_region() -> None:
+    saliency = np.eye(5, dtype=np.float32)
+    assert find_object(saliency, 0.5) == ((0, 0, 5, 5), "none")
+
+
+def test_most_pixels_win_not_the_largest_box() -> None:
+    saliency = np.zeros((12, 12), dtype=np.float32)
+    saliency[0, :] = saliency[:8, 0] = 1  # 19 pixels, box of 96
+    saliency[6:11, 6:11] = 1  # 25 pixels, box of 25
+    assert object_box(saliency, 0.5) == (6, 6, 11, 11)
+
+
+def test_the_first_in_reading_order_wins_among_equals() -> None:
+    saliency = np.zeros((5, 9), dtype=np.float32)
+    saliency[3:5, 0:2] = saliency[1:3, 6:8] = 1
+    assert object_box(saliency, 0.5) == (6, 1, 8, 3)
+
+
+def test_a_pixel_at_the_threshold_is_salient() -> None:
+    saliency = np.zeros((4, 4), dtype=np.float32)
+    saliency[1, 2] = 0.5
+    assert object_box(saliency, 0.5) == (2, 1, 3, 2)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_map_that_says_nothing_gives_the_whole_photograph(value: float) -> None:
+    saliency = np.full((6, 8), value, dtype=np.float32)
+    assert find_object(saliency, 0.3) == ((0, 0, 8, 6), "whole_image")
+
+
+def test_a_threshold_above_the_map_gives_the_whole_photograph() -> None:
+    assert find_object(np.full((6, 8), 0.5), 0.9) == ((0, 0, 8, 6), "whole_image")
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1])
+def test_a_threshold_out_of_range_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        ObjectParams(threshold=wrong)
