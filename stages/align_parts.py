@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from opam.alignment import AlignmentParams, assign_parts, cluster_neurons
 
+from opam.alignment import AlignmentParams, assign_parts, cluster_neurons
 from opam.artifacts import BOX, read_table, write_json, write_table
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_photographs

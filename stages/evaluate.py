@@ -8,15 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from opam.fusion import fuse
-from opam.metrics import (
-    EvaluationParams,
-    ablation_row,
-    box_iou,
-    corloc,
-    mcnemar_p,
-    part_locations,
-)
 
 from opam.artifacts import (
     BOX,
@@ -29,6 +20,15 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.errors import run
+from opam.fusion import fuse
+from opam.metrics import (
+    EvaluationParams,
+    ablation_row,
+    box_iou,
+    corloc,
+    mcnemar_p,
+    part_locations,
+)
 
 DATA = Path("data")
 BRANCHES = ("original", "object", "part")

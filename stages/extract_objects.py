@@ -1,36 +1,49 @@
-"""Extract objects: the box around the largest salient region of every photograph.
+"""Extract objects: the box around the largest region of every photograph's object map.
 
 Run by itself: ``python stages/extract_objects.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from opam.objects import ObjectParams, find_object
-from opam.saliency import to_image
 
 from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
 from opam.config import read_params
 from opam.errors import run
+from opam.objects import ObjectParams, find_object, orientation
 from opam.progress import progress
+from opam.saliency import to_image
 
 MANIFEST = Path("data/manifest.parquet")
 SALIENCY = Path("data/saliency.parquet")
+OBJECT_MAPS = Path("data/object_maps.parquet")
 OBJECTS = Path("data/objects.parquet")
+
+
+def both_maps() -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """Every photograph's image_id, predicted label, CAM and co-localization map."""
+    cams = read_table_in_pieces(SALIENCY, "saliency")
+    common = read_table_in_pieces(OBJECT_MAPS, "object_maps")
+    for one, other in zip(cams, common, strict=True):
+        cam = one.cam.reshape(one.rows, one.columns)
+        yield one.image_id, one.predicted_label, cam, other.map.reshape(other.rows, other.columns)
 
 
 def main() -> None:
     """Write data/objects.parquet."""
     params = read_params("objects", ObjectParams)
     manifest = read_table(MANIFEST, "manifest").set_index("image_id")
+    train = set(manifest.index[manifest["split"] == "train"])
+    sign = orientation((cam, common) for i, _, cam, common in both_maps() if i in train)
+
     rows = []
-    maps = read_table_in_pieces(SALIENCY, "saliency")
-    for row in progress(maps, len(manifest), "object boxes"):
-        photograph = manifest.loc[row.image_id]
-        cam = row.cam.reshape(row.rows, row.columns)
-        saliency = to_image(cam, photograph["height"], photograph["width"])
+    for image_id, label, cam, common in progress(both_maps(), len(manifest), "object boxes"):
+        found = cam if params.map == "cam" else np.maximum(sign * common, 0)
+        saliency = to_image(found, *manifest.loc[image_id, ["height", "width"]])
         box, fallback = find_object(saliency, params.threshold)
-        rows.append((row.image_id, *box, row.predicted_label, fallback))
+        rows.append((image_id, *box, label, fallback))
     columns = ["image_id", *BOX, "predicted_label", "fallback"]
     write_table(OBJECTS, "objects", pd.DataFrame(rows, columns=columns))
 

@@ -6,7 +6,6 @@ Run by itself: ``python stages/extract_saliency.py``.
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -17,7 +16,7 @@ from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import run
 from opam.models.cam_network import CamNetwork, read_network
 from opam.progress import progress
-from opam.saliency import SaliencyParams, class_activation_map, merge_views, views_of
+from opam.saliency import SaliencyParams, class_activation_map, merge_views, ten_crops
 
 MANIFEST = Path("data/manifest.parquet")
 CLASSNET = Path("data/models/classnet.safetensors")
@@ -31,21 +30,17 @@ def saliency_rows(
     device = prepare_device(execution)
     network.to(device)
     weights = network.head.weight.detach().float().cpu().numpy()
-    views = views_of(params)
-    boxes = [views.boxes] * len(manifest)
-    dataset = PhotographCrops(
-        manifest["path"].tolist(), boxes, params.input_size, views.mirrored, unit=True
-    )
+    boxes, mirrored = ten_crops()
+    paths = manifest["path"].tolist()
+    dataset = PhotographCrops(paths, [boxes] * len(paths), params.input_size, mirrored, unit=True)
     photographs = progress(load_photographs(dataset, execution.workers), len(dataset), "saliency")
     for image_id, crops in zip(manifest["image_id"], photographs, strict=True):
         with torch.inference_mode(), autocast(device):
             features = network.backbone(crops.to(device)).float()
-            logits = network.head(features[views.predicts].mean((2, 3))).float().mean(0)
+            logits = network.head(features.mean((2, 3))).float().mean(0)
         label = int(logits.argmax())
-        maps = features[views.maps].cpu().numpy()
-        cams = [class_activation_map(view, weights[label]) for view in maps]
-        mirrored = np.array(views.mirrored)[views.maps].tolist()
-        merged = merge_views(cams, views.boxes[views.maps], mirrored, params.map_size)
+        cams = [class_activation_map(view, weights[label]) for view in features.cpu().numpy()]
+        merged = merge_views(cams, boxes, mirrored, params.map_size)
         row = {
             "image_id": image_id,
             "predicted_label": label,

@@ -5,11 +5,10 @@ Run by itself: ``python stages/filter_patches.py``.
 
 from pathlib import Path
 
-from opam.filtering import FilterParams, keep
-
 from opam.artifacts import read_table, write_table
 from opam.config import read_params
 from opam.errors import run
+from opam.filtering import FilterParams, keep
 
 PATCH_SCORES = Path("data/patch_scores.parquet")
 KEPT_PATCHES = Path("data/kept_patches.parquet")

@@ -6,11 +6,11 @@ Run by itself: ``python stages/fuse.py``.
 from pathlib import Path
 
 import numpy as np
-from opam.fusion import FusionParams, search_weights
 
 from opam.artifacts import read_table, write_json
 from opam.config import read_params
 from opam.errors import run
+from opam.fusion import FusionParams, search_weights
 
 SCORES = Path("data/scores")
 FUSION = Path("data/fusion.json")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 from joblib import Parallel, delayed
-from opam.proposals import ProposalParams, propose
 
 from opam.artifacts import BOX, read_table, write_table
 from opam.config import read_params
@@ -15,6 +14,7 @@ from opam.device import ExecutionParams
 from opam.errors import run
 from opam.images import read_image
 from opam.progress import progress
+from opam.proposals import ProposalParams, propose
 
 MANIFEST = Path("data/manifest.parquet")
 PROPOSALS = Path("data/proposals.parquet")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from opam.filtering import draw_patches
 
 from opam.artifacts import read_table
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
+from opam.filtering import draw_patches
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, write_network
 from opam.training import (

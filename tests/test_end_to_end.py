@@ -24,6 +24,7 @@ TABLES = {
     "patch_scores": "patch_scores",
     "kept_patches": "kept_patches",
     "saliency": "saliency",
+    "object_maps": "object_maps",
     "objects": "objects",
     "parts": "parts",
     "aligned_parts": "aligned_parts",
@@ -46,6 +47,7 @@ def small_params() -> dict:
     for network in ("filternet", "classnet", "objectnet", "partnet"):
         params[network] |= {"epochs": 1, "input_size": 64, "resize": 72}
     params["saliency"] |= {"input_size": 64}
+    params["colocalization"] |= {"input_size": 64}
     return params
 
 
@@ -141,7 +143,7 @@ def test_boxes_lie_inside_their_photographs(repro: Path) -> None:
 def test_no_image_is_dropped(repro: Path) -> None:
     manifest = read_table(repro / "data/manifest.parquet", "manifest")
     assert set(manifest["split"]) == {"train", "val", "test"}
-    for name in ("proposals", "saliency", "objects", "parts", "aligned_parts"):
+    for name in ("proposals", "saliency", "object_maps", "objects", "parts", "aligned_parts"):
         table = read_table(repro / f"data/{name}.parquet", name)
         assert set(table["image_id"]) == set(manifest["image_id"])
     parts = read_table(repro / "data/parts.parquet", "parts")

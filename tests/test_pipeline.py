@@ -62,8 +62,8 @@ EXPECTED: dict[str, list[str]] = {
     "prepare.test_fraction": ALL[1:],
     "prepare.val_fraction": ALL[1:],
     "prepare.on_bad_image": ALL[1:],
-    "backbone.name": FROM_FILTERNET,
-    "backbone.weights": FROM_FILTERNET,
+    "backbone.name": ["colocalize", *FROM_FILTERNET],
+    "backbone.weights": ["colocalize", *FROM_FILTERNET],
     **{
         f"proposals.{name}": [
             "propose_patches",
@@ -74,7 +74,10 @@ EXPECTED: dict[str, list[str]] = {
     **{f"filternet.{name}": FROM_FILTERNET for name in TRAINING},
     "filter.threshold": ["filter_patches", *FROM_CLASSNET],
     **{f"classnet.{name}": FROM_CLASSNET for name in [*TRAINING, "patches_per_image"]},
-    **{f"saliency.{name}": FROM_CLASSNET[1:] for name in ("views", "input_size", "map_size")},
+    **{f"saliency.{name}": FROM_CLASSNET[1:] for name in ("input_size", "map_size")},
+    "colocalization.layer": ["colocalize", *FROM_OBJECTS],
+    "colocalization.input_size": ["colocalize", *FROM_OBJECTS],
+    "objects.map": FROM_OBJECTS,
     "objects.threshold": FROM_OBJECTS,
     **{
         f"parts.{name}": FROM_PARTS

@@ -19,6 +19,7 @@ STEPS = {
             "proposals",
             "filtering",
             "saliency",
+            "colocalization",
             "objects",
             "parts",
             "alignment",

@@ -52,6 +52,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             "columns": pa.int32(),
             "cam": pa.list_(pa.float32()),
         },
+        "object_maps": {
+            **_ID,
+            "rows": pa.int32(),
+            "columns": pa.int32(),
+            "map": pa.list_(pa.float32()),
+        },
         "objects": {
             **_ID,
             **_BOX,

@@ -24,6 +24,7 @@ SECTIONS = (
     "filter",
     "classnet",
     "saliency",
+    "colocalization",
     "objects",
     "parts",
     "alignment",

@@ -1,8 +1,6 @@
 """Saliency (paper, section III-B): the class activation map of Zhou et al. (CVPR 2016)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,16 +12,7 @@ from opam.config import Params
 class SaliencyParams(Params):
     """How a photograph is looked at, and how fine the merged map is."""
 
-    views: Literal["ten_crop", "windows"] = Field(
-        "ten_crop",
-        description="ten_crop: corners, centre and their mirrors, as in the paper; windows: "
-        "overlapping windows, for a finer map at the same input size",
-    )
-    window: float = Field(
-        0.5, gt=0, lt=1, description="windows: side of a window over side of the photograph"
-    )
-    windows_a_side: int = Field(4, ge=2, le=32, description="windows: their number a side")
-    input_size: int = Field(224, ge=32, le=2048, description="side of a view in pixels")
+    input_size: int = Field(224, ge=32, le=2048, description="side of a crop in pixels")
     map_size: int = Field(32, ge=4, le=512, description="cells a side of the merged map")
 
 
@@ -34,43 +23,17 @@ CONSTANT = 1e-6
 """A map whose range is at most this share of its greatest absolute value is constant."""
 
 
-@dataclass(frozen=True)
-class Views:
-    """The views of a photograph.
+def ten_crops() -> tuple[np.ndarray, list[bool]]:
+    """Corners and centre of a photograph, and their mirrors.
 
-    Attributes:
-        boxes: float64 V x 4: x0, y0, x1, y1 in 0..1 of the photograph's sides.
-        mirrored: which views are mirrored.
-        predicts: bool V: views whose mean logits predict the class.
-        maps: bool V: views whose maps are merged.
+    Returns:
+        float64 10 x 4 boxes x0, y0, x1, y1 in 0..1 of the photograph's sides, and which of
+        them are mirrored.
     """
-
-    boxes: np.ndarray
-    mirrored: list[bool]
-    predicts: np.ndarray
-    maps: np.ndarray
-
-
-def views_of(params: SaliencyParams) -> Views:
-    """The views that ``params`` ask for, each as it is and mirrored.
-
-    Ten crops do both: predict the class and give the maps. Windows only give maps: most of
-    them show no whole object, so the whole photograph predicts the class.
-    """
-    if params.views == "ten_crop":
-        margin = 1 - CROP_FRACTION
-        corners = [(0, 0), (margin, 0), (0, margin), (margin, margin), (margin / 2, margin / 2)]
-        boxes = np.array([(x, y, x + CROP_FRACTION, y + CROP_FRACTION) for x, y in corners])
-        whole = np.ones(len(boxes), dtype=bool)
-        maps = whole
-    else:
-        places = np.linspace(0, 1 - params.window, params.windows_a_side)
-        windows = [(x, y, x + params.window, y + params.window) for y in places for x in places]
-        boxes = np.array([(0, 0, 1, 1), *windows])
-        whole = np.arange(len(boxes)) == 0
-        maps = ~whole
-    mirrored = [False] * len(boxes) + [True] * len(boxes)
-    return Views(np.tile(boxes, (2, 1)), mirrored, np.tile(whole, 2), np.tile(maps, 2))
+    margin = 1 - CROP_FRACTION
+    corners = [(0, 0), (margin, 0), (0, margin), (margin, margin), (margin / 2, margin / 2)]
+    boxes = np.array([(x, y, x + CROP_FRACTION, y + CROP_FRACTION) for x, y in corners])
+    return np.tile(boxes, (2, 1)), [False] * len(boxes) + [True] * len(boxes)
 
 
 def class_activation_map(features: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ class Backbone(nn.Module):
         mean, std: the input normalisation that belongs to the weights, for values in 0..1.
     """
 
+    body: Any  # timm's models share methods and attributes that nn.Module does not have
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -63,9 +64,36 @@ class Backbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 B x 3 x H x W images to float B x C x h x w feature maps."""
+        return self.cam(self._body_maps(images))
+
+    def _body_maps(self, images: torch.Tensor) -> torch.Tensor:
         scaled = (images.float() / 255.0 - self.mean) / self.std
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
-        return self.cam(self.body.forward_features(scaled))
+        return self.body.forward_features(scaled.contiguous(memory_format=torch.channels_last))
+
+    def feature_maps(self, images: torch.Tensor, module: str | None) -> torch.Tensor:
+        """What a module of the body gives for uint8 B x 3 x H x W images; None: its last maps.
+
+        Returns:
+            float B x C x h x w.
+
+        Raises:
+            OpamError: the body has no such module, or it gives no feature maps.
+        """
+        if module is None:
+            return self._body_maps(images)
+        if module not in dict(self.body.named_modules()):
+            known = ", ".join(name for name, _ in self.body.named_children())
+            raise OpamError(f"colocalization.layer: the backbone has no '{module}'; it has {known}")
+        outputs: list[torch.Tensor] = []
+        layer = self.body.get_submodule(module)
+        hook = layer.register_forward_hook(lambda _m, _i, output: outputs.append(output))
+        try:
+            self._body_maps(images)
+        finally:
+            hook.remove()
+        if not outputs or outputs[-1].ndim != 4:
+            raise OpamError(f"colocalization.layer: '{module}' gives no feature maps; name another")
+        return outputs[-1]
 
 
 def _timm_body(name: str) -> nn.Module:

@@ -46,14 +46,7 @@ class CamNetwork(nn.Module):
         Returns:
             float B x neurons.
         """
-        outputs: list[torch.Tensor] = []
-        layer = self.backbone.body.get_submodule(module)
-        hook = layer.register_forward_hook(lambda _m, _i, output: outputs.append(output))
-        try:
-            self.backbone(images)
-        finally:
-            hook.remove()
-        return outputs[0].clamp(min=0).mean((2, 3))
+        return self.backbone.feature_maps(images, module).clamp(min=0).mean((2, 3))
 
     def neuron_weights(self, name: str | None) -> tuple[torch.Tensor, str]:
         """Weight vectors of the penultimate convolution, and the module that gives responses."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opam.alignment import AlignmentParams
+from opam.colocalization import ColocalizationParams
 from opam.config import SECTIONS, params_path, read_params
 from opam.datasets import DatasetParams
 from opam.device import ExecutionParams
@@ -34,6 +35,7 @@ TYPES: dict[str, type[Any]] = {
     "filter": FilterParams,
     "classnet": PatchTrainingParams,
     "saliency": SaliencyParams,
+    "colocalization": ColocalizationParams,
     "objects": ObjectParams,
     "parts": PartParams,
     "alignment": AlignmentParams,

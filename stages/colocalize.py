@@ -1,0 +1,72 @@
+"""Co-localize: a map of what all photographs have in common, by the pretrained backbone.
+
+Run by itself: ``python stages/colocalize.py``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opam.artifacts import read_table, write_table_in_pieces
+from opam.colocalization import ColocalizationParams, principal_component, project
+from opam.config import read_params
+from opam.crops import PhotographCrops, load_photographs
+from opam.device import ExecutionParams, autocast, prepare_device
+from opam.errors import run
+from opam.models.backbones import Backbone, BackboneParams, create_backbone
+from opam.progress import progress
+
+MANIFEST = Path("data/manifest.parquet")
+OBJECT_MAPS = Path("data/object_maps.parquet")
+WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
+
+
+def feature_maps(
+    backbone: Backbone,
+    paths: list[str],
+    mirrored: list[bool],
+    params: ColocalizationParams,
+    execution: ExecutionParams,
+    description: str,
+) -> Iterator[np.ndarray]:
+    """Yield float32 V x C x h x w a photograph: its views as they are or mirrored."""
+    device = prepare_device(execution)
+    backbone.to(device)
+    boxes = [np.repeat(WHOLE, len(mirrored), axis=0)] * len(paths)
+    dataset = PhotographCrops(paths, boxes, params.input_size, mirrored, unit=True)
+    for crops in progress(load_photographs(dataset, execution.workers), len(dataset), description):
+        with torch.inference_mode(), autocast(device):
+            maps = backbone.feature_maps(crops.to(device), params.layer)
+        yield maps.float().cpu().numpy()
+
+
+def main() -> None:
+    """Write data/object_maps.parquet."""
+    params = read_params("colocalization", ColocalizationParams)
+    execution = read_params("execution", ExecutionParams)
+    manifest = read_table(MANIFEST, "manifest")
+    backbone = create_backbone(read_params("backbone", BackboneParams)).eval()
+    backbone.to(memory_format=torch.channels_last)
+
+    train = manifest.loc[manifest["split"] == "train", "path"].tolist()
+    features = feature_maps(backbone, train, [False], params, execution, "principal component")
+    mean, component = principal_component(maps[0] for maps in features)
+
+    def rows() -> Iterator[pd.DataFrame]:
+        paths = manifest["path"].tolist()
+        views = feature_maps(backbone, paths, [False, True], params, execution, "object maps")
+        for image_id, (plain, mirrored) in zip(manifest["image_id"], views, strict=True):
+            both = (plain + mirrored[:, :, ::-1]) / 2
+            found = project(both, mean, component)
+            height, width = found.shape
+            row = {"image_id": image_id, "rows": height, "columns": width, "map": found.ravel()}
+            yield pd.DataFrame([row])
+
+    write_table_in_pieces(OBJECT_MAPS, "object_maps", rows())
+
+
+if __name__ == "__main__":
+    run(main)
