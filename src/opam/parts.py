@@ -66,7 +66,7 @@ class Selection:
 
 
 def score_parts(
-    saliency: np.ndarray, object_box: Sequence[int], boxes: Sequence[Sequence[int]]
+    saliency: np.ndarray, object_box: Sequence[int] | np.ndarray, boxes: Sequence[Sequence[int]]
 ) -> float:
     """Delta_part of a set of parts, by its definition, pixel by pixel.
 
@@ -94,7 +94,7 @@ def score_parts(
 
 def select_parts(
     saliency: np.ndarray,
-    object_box: Sequence[int],
+    object_box: Sequence[int] | np.ndarray,
     candidates: np.ndarray,
     n_parts: int = 2,
     min_iou: float = 0.2,
@@ -155,7 +155,7 @@ class Measure:
         object_box: x0, y0, x1, y1.
     """
 
-    def __init__(self, saliency: np.ndarray, object_box: Sequence[int]) -> None:
+    def __init__(self, saliency: np.ndarray, object_box: Sequence[int] | np.ndarray) -> None:
         height, width = saliency.shape
         self.object_box = np.clip(np.asarray(object_box, dtype=np.int64), 0, [width, height] * 2)
         self.object_area = int((self.object_box[2:] - self.object_box[:2]).clip(0).prod())

@@ -60,10 +60,10 @@ def _batches(items: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]
     for item in items:
         waiting.append(item)
         if sum(map(len, waiting)) >= size:
-            *full, rest = torch.cat(waiting).split(size)
-            if len(rest) == size:
-                full, rest = [*full, rest], rest[:0]
-            yield from full
-            waiting = [rest]
+            joined = torch.cat(waiting)
+            full = len(joined) // size * size
+            for start in range(0, full, size):
+                yield joined[start : start + size]
+            waiting = [joined[full:]]
     if sum(map(len, waiting)):
         yield torch.cat(waiting)

@@ -343,9 +343,9 @@ def _curves(
     """Yield a function that adds an epoch to the live curves, after those of ``history``."""
     live = None
     if importlib.util.find_spec("dvclive"):
-        import dvclive
+        from dvclive.live import Live
 
-        live = dvclive.Live(str(CURVES / name), dvcyaml=None, report=None, save_dvc_exp=False)
+        live = Live(str(CURVES / name), dvcyaml=None, report=None, save_dvc_exp=False)
     board = None
     if tensorboard:
         if not importlib.util.find_spec("tensorboard"):

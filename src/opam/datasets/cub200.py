@@ -45,10 +45,10 @@ def read(raw: Path) -> Dataset:
                 raise OpamError(f"{root / file}: '{number} {table[number]}' is neither 0 nor 1")
     rows = []
     for number, name in names.items():
+        path = below(root / "images", name, root / "images.txt")
         label = lookup(labels, number, root / "image_class_labels.txt", "class of image")
         class_name = lookup(classes, label, root / "classes.txt", "name of class")
         training = lookup(in_training, number, root / "train_test_split.txt", "split of image")
-        path = below(root / "images", name, root / "images.txt")
         rows.append((name, path, class_name, "train" if training == "1" else "test"))
     images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
     return dataset(images, _keypoints(root, names), _boxes(root, names))

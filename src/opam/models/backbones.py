@@ -96,10 +96,10 @@ class Backbone(nn.Module):
         return outputs[-1]
 
 
-def _timm_body(name: str) -> nn.Module:
+def _timm_body(name: str) -> Any:
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")
-    body = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    body: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
     body.eval()
     with torch.inference_mode():
         maps = body.forward_features(torch.zeros(1, 3, *body.pretrained_cfg["input_size"][1:]))
@@ -123,7 +123,7 @@ def create_backbone(params: BackboneParams) -> Backbone:
     if params.weights == "timm":
         state = _downloaded(params.name)
     elif params.weights == "package":
-        state = _packaged(params.name, backbone.body)
+        state = _packaged(params.name)
     else:
         state = _from_file(Path(params.weights))
     _load(backbone.body, state, params.weights)
@@ -140,7 +140,7 @@ def _downloaded(name: str) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def _packaged(name: str, body: nn.Module) -> dict[str, torch.Tensor]:
+def _packaged(name: str) -> dict[str, torch.Tensor]:
     package = WEIGHT_PACKAGES.get(name.split(".")[0])
     if package is None:
         raise OpamError(
