@@ -38,6 +38,7 @@ def parts_of(
         params.min_iou,
         params.min_inside,
         params.max_candidates,
+        params.max_iou,
     )
     chosen = [object_box if index < 0 else boxes[index] for index in selection.indices]
     return [

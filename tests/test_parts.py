@@ -37,7 +37,12 @@ def pixels(box: Box) -> set[tuple[int, int]]:
 
 
 def literal_selection(
-    saliency: np.ndarray, object_box: Box, boxes: list[Box], n: int, min_iou: float, inside: float
+    saliency: np.ndarray,
+    object_box: Box,
+    boxes: list[Box],
+    n: int,
+    iou: tuple[float, float],
+    inside: float,
 ) -> tuple[tuple[int, ...], float] | None:
     """The best subset of the qualifying boxes by enumeration; None where there is none."""
     whole = pixels(object_box)
@@ -47,7 +52,7 @@ def literal_selection(
         if not own:
             continue
         shared = len(own & whole)
-        if shared / len(own | whole) > min_iou and shared >= inside * len(own):
+        if iou[0] < shared / len(own | whole) <= iou[1] and shared >= inside * len(own):
             qualified.append(index)
     scored = [
         (literal_score(saliency, object_box, [boxes[i] for i in chosen]), chosen)
@@ -82,16 +87,23 @@ def scenes(draw: st.DrawFn) -> tuple[np.ndarray, Box, list[Box]]:
     scenes(),
     st.integers(1, 4),
     st.sampled_from([0.0, 0.1, 0.3]),
+    st.sampled_from([0.4, 0.7, 1.0]),
     st.sampled_from([0.0, 0.5, 0.75, 1.0]),
 )
 def test_the_selection_is_that_of_brute_force(
-    scene: tuple[np.ndarray, Box, list[Box]], n: int, min_iou: float, min_inside: float
+    scene: tuple[np.ndarray, Box, list[Box]],
+    n: int,
+    min_iou: float,
+    max_iou: float,
+    min_inside: float,
 ) -> None:
     saliency, object_box, boxes = scene
     candidates = np.array(boxes, dtype=np.int32).reshape(-1, 4)
-    selection = select_parts(saliency, object_box, candidates, n, min_iou, min_inside)
+    selection = select_parts(
+        saliency, object_box, candidates, n, min_iou, min_inside, max_iou=max_iou
+    )
     for fallback, least in (("none", min_iou), ("min_iou", 0.0)):
-        expected = literal_selection(saliency, object_box, boxes, n, least, min_inside)
+        expected = literal_selection(saliency, object_box, boxes, n, (least, max_iou), min_inside)
         if expected:
             assert selection.fallback == fallback
             assert selection.indices == expected[0]

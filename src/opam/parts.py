@@ -42,6 +42,12 @@ class PartParams(Params):
     min_iou: float = Field(
         0.2, ge=0, lt=1, description="a part's IoU with the object box is above this"
     )
+    max_iou: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="and at most this: below 1, no part is the whole object (1: as in the paper)",
+    )
     min_inside: float = Field(
         0.7, ge=0, le=1, description="least share of a part that lies inside the object box"
     )
@@ -100,6 +106,7 @@ def select_parts(
     min_iou: float = 0.2,
     min_inside: float = 0.7,
     max_candidates: int | None = None,
+    max_iou: float = 1.0,
 ) -> Selection:
     """The n parts of greatest Delta, exactly; among equals those of lowest rank.
 
@@ -112,6 +119,7 @@ def select_parts(
         min_iou: every part's IoU with the object box is above this.
         min_inside: at least this share of every part's pixels lies inside the object box.
         max_candidates: where more qualify, so many of them, evenly over the ranks; None: all.
+        max_iou: every part's IoU with the object box is at most this.
 
     Returns:
         The selection; never fewer than ``n_parts`` indices (see `Selection` for fallbacks).
@@ -122,7 +130,8 @@ def select_parts(
     area, inside, _ = measure(boxes)
     for fallback, least in (("none", min_iou), ("min_iou", 0.0)):
         iou = inside / np.maximum(area + measure.object_area - inside, 1)
-        qualified = np.flatnonzero((area > 0) & (iou > least) & (inside >= min_inside * area))
+        overlaps = (iou > least) & (iou <= max_iou)
+        qualified = np.flatnonzero((area > 0) & overlaps & (inside >= min_inside * area))
         if max_candidates is not None and len(qualified) > max_candidates:
             qualified = qualified[np.arange(max_candidates) * len(qualified) // max_candidates]
         if len(qualified) < n_parts:
