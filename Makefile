@@ -37,4 +37,4 @@ preset: .venv/.installed ## NAME=cub-small-cpu: put presets/NAME.yaml in place o
 	cp presets/$(NAME).yaml params.yaml
 
 figures: .venv/.installed ## draw the sheet of samples in the README
-	python -m opam.datasets.synthetic_birds docs/synthetic_birds.jpg
+	python -m opam.report.sample_sheet docs/synthetic_birds.jpg

@@ -13,6 +13,7 @@ from opam.artifacts import GT_BOX
 from opam.datasets import synthetic_birds as birds
 from opam.datasets.synthetic_birds import Drawing, SyntheticBirdsParams, draw_bird
 from opam.errors import OpamError
+from opam.report.sample_sheet import contact_sheet
 
 FEW = SyntheticBirdsParams(seed=3, train_per_class=2, test_per_class=1)
 MARKED = ("bill", "crown", "wing bar", "tail")
@@ -229,7 +230,7 @@ def test_params_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_sheet_shows_every_species(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sheet = birds.contact_sheet(seed=0, samples=1)
+    sheet = contact_sheet(seed=0, samples=1)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (4 * 204, 2 * 240, 3)
     file = tmp_path / "birds.jpg"

@@ -5,11 +5,8 @@ share one part at most: no single part tells a species for sure, any two of them
 Everything else (body colours, pose, size, place, light, what stands in front and behind) is
 drawn without looking at the species. The clutter behind the bird has the very colours of the
 parts, so colours anywhere in the picture mislead, and the parts do not.
-
-Run ``python -m opam.datasets.synthetic_birds FILE.jpg`` for a sheet of samples.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +22,7 @@ from pydantic import Field
 from opam.artifacts import GT_BOX, atomic, write_csv
 from opam.config import Params
 from opam.datasets.dataset import Dataset, below, dataset, existing
-from opam.errors import OpamError, run
+from opam.errors import OpamError
 from opam.progress import progress
 
 # Species: bill, crown, wing bar and tail, each in one of four forms; form // 2 is its shape and
@@ -396,33 +393,3 @@ def read(raw: Path) -> Dataset:
         raise OpamError(
             f"{annotations}: not as drawn ({error}); run `dvc repro -f fetch_data`"
         ) from None
-
-
-def contact_sheet(seed: int, samples: int = 4) -> np.ndarray:
-    """A row for each species with its name: uint8 H x W x 3."""
-    height, width, margin = 180, 240, 24
-    sheet = np.full((len(SPECIES) // 2 * (height + margin), 2 * samples * width, 3), 255, np.uint8)
-    for species, name in enumerate(SPECIES):
-        top = species // 2 * (height + margin)
-        left = species % 2 * samples * width
-        place = (left + 6, top + margin - 7)
-        text = name.replace("_", " ")
-        cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
-        for sample in range(samples):
-            drawing = draw_bird(species, np.random.default_rng([seed, species, 2, sample]))
-            tile = cv2.resize(drawing.image, (width, height), interpolation=cv2.INTER_AREA)
-            x = left + sample * width
-            sheet[top + margin : top + margin + height, x : x + width] = tile
-    return sheet
-
-
-def main() -> None:
-    """Write the sheet to the file named on the command line."""
-    if len(sys.argv) != 2:
-        raise OpamError("usage: python -m opam.datasets.synthetic_birds FILE.jpg")
-    with atomic(Path(sys.argv[1])) as temporary:
-        Image.fromarray(contact_sheet(seed=0)).save(temporary, format="JPEG", quality=88)
-
-
-if __name__ == "__main__":
-    run(main)
