@@ -12,7 +12,7 @@ import pandas as pd
 from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
 from opam.config import read_params
 from opam.errors import run
-from opam.objects import ObjectParams, find_object, orientation
+from opam.objects import ObjectParams, find_object
 from opam.progress import progress
 from opam.saliency import to_image
 
@@ -35,12 +35,9 @@ def main() -> None:
     """Write data/objects.parquet."""
     params = read_params("objects", ObjectParams)
     manifest = read_table(MANIFEST, "manifest").set_index("image_id")
-    train = set(manifest.index[manifest["split"] == "train"])
-    sign = orientation((cam, common) for i, _, cam, common in both_maps() if i in train)
-
     rows = []
     for image_id, label, cam, common in progress(both_maps(), len(manifest), "object boxes"):
-        found = cam if params.map == "cam" else np.maximum(sign * common, 0)
+        found = cam if params.map == "cam" else np.maximum(common, 0)
         saliency = to_image(found, *manifest.loc[image_id, ["height", "width"]])
         box, fallback = find_object(saliency, params.threshold)
         rows.append((image_id, *box, label, fallback))

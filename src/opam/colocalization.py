@@ -5,8 +5,8 @@ all photographs share is the object, whatever its class: the feature vectors of 
 background differ most along the first principal component of all vectors at all places of all
 training photographs (Wei et al., "Unsupervised object discovery and co-localization by deep
 descriptor transforming", Pattern Recognition 2019). The projection on it is a map of the
-object. Which of its two signs is the object is told by the class activation maps
-(`opam.objects.orientation`).
+object. Of its two signs, that of the photographs' borders is the background's: people put the
+object inside.
 """
 
 from collections.abc import Iterable
@@ -33,23 +33,29 @@ def principal_component(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.
         features: float C x h x w a photograph; each is looked at once and let go.
 
     Returns:
-        float64 C and float64 C; the component has length 1, and its entry of greatest absolute
-        value is positive.
+        float64 C and float64 C; the component has length 1, and on the borders of the
+        photographs the mean projection is not above 0.
     """
     count, total, products = 0, np.zeros(()), np.zeros(())
+    edge_count, edge_total = 0, np.zeros(())
     for maps in features:
         vectors = maps.reshape(len(maps), -1).astype(np.float64)
         count += vectors.shape[1]
         total = total + vectors.sum(1)
         products = products + vectors @ vectors.T
+        inner = np.zeros(maps.shape[1:], dtype=bool)
+        inner[1:-1, 1:-1] = True
+        edge_count += int((~inner).sum())
+        edge_total = edge_total + maps[:, ~inner].sum(1, dtype=np.float64)
     mean = total / count
     _, components = np.linalg.eigh(products / count - np.outer(mean, mean))
     first = components[:, -1]
-    return mean, first * np.sign(first[np.abs(first).argmax()])
+    outwards = (edge_total / edge_count - mean) @ first > 0
+    return mean, -first if outwards else first
 
 
 def project(features: np.ndarray, mean: np.ndarray, component: np.ndarray) -> np.ndarray:
-    """The map of a photograph: its feature vectors on the component, float32 h x w.
+    """The map of a photograph, float32 h x w: its feature vectors on the component.
 
     Args:
         features: float C x h x w.

@@ -1,9 +1,7 @@
 """Object extraction (paper, section III-B): the box around the largest salient region."""
 
-from collections.abc import Iterable
 from typing import Literal
 
-import cv2
 import numpy as np
 from pydantic import Field
 from scipy import ndimage
@@ -24,29 +22,6 @@ class ObjectParams(Params):
     threshold: float = Field(
         0.15, ge=0, le=1, description="salient is at least so much of the map's range"
     )
-
-
-def orientation(maps: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
-    """The sign that turns co-localization maps so that objects are positive.
-
-    The object is where classes are told apart: over all photographs, the turned maps covary
-    with the class activation maps.
-
-    Args:
-        maps: class activation map and co-localization map of each photograph, float h x w,
-            not necessarily of one size.
-
-    Returns:
-        1 or -1.
-    """
-    total = 0.0
-    for cam, common in maps:
-        height, width = common.shape
-        resized = cv2.resize(cam, (width, height), interpolation=cv2.INTER_AREA)
-        spread = float(resized.max() - resized.min())
-        if spread > 0:  # every photograph's map counts the same
-            total += float(((resized - resized.mean()) / spread * common).mean())
-    return -1 if total < 0 else 1
 
 
 def find_object(saliency: np.ndarray, threshold: float) -> tuple[Box, str]:
