@@ -44,6 +44,7 @@ TRAINING = [
     "step_iterations",
     "warmup_iterations",
     "label_smoothing",
+    "frozen_batch_norm",
 ]
 
 EXPECTED: dict[str, list[str]] = {

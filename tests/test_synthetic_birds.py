@@ -13,7 +13,7 @@ from opam.artifacts import GT_BOX
 from opam.datasets import synthetic_birds as birds
 from opam.datasets.synthetic_birds import Drawing, SyntheticBirdsParams, draw_bird
 from opam.errors import OpamError
-from opam.report.sample_sheet import contact_sheet
+from opam.report.sample_sheet import contact_sheet, main
 
 FEW = SyntheticBirdsParams(seed=3, train_per_class=2, test_per_class=1)
 MARKED = ("bill", "crown", "wing bar", "tail")
@@ -234,8 +234,8 @@ def test_sheet_shows_every_species(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sheet.dtype == np.uint8
     assert sheet.shape == (4 * 204, 2 * 240, 3)
     file = tmp_path / "birds.jpg"
-    monkeypatch.setattr("sys.argv", ["synthetic_birds", str(file)])
-    birds.main()
+    monkeypatch.setattr("sys.argv", ["sample_sheet", str(file)])
+    main()
     assert file.stat().st_size < 700_000
     with Image.open(file) as image:
         assert image.format == "JPEG"

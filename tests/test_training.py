@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 from opam import training
@@ -129,6 +130,15 @@ def test_learns_to_tell_red_from_green(photographs: pd.DataFrame) -> None:
     execution = ExecutionParams(device="cpu", workers=0)
     trained = train("net", network, lambda _epoch: whole, val, params, execution, seed=0)
     assert max(row["val_accuracy"] for row in trained.history) == 1.0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norm_keeps_its_statistics(photographs: pd.DataFrame, frozen: bool) -> None:
+    params = PARAMS.model_copy(update={"frozen_batch_norm": frozen})
+    state = safetensors.torch.load(run_training(photographs, params=params))
+    statistics = [value for name, value in state.items() if name.endswith("running_mean")]
+    assert len(statistics) > 10
+    assert all(not value.any() for value in statistics) == frozen  # a new network's are zero
 
 
 def test_step_schedule_is_the_papers() -> None:

@@ -53,6 +53,11 @@ class TrainingParams(Params):
     step_iterations: int = Field(25_000, ge=1)
     warmup_iterations: int = Field(0, ge=0, description="rate rises linearly from zero")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    frozen_batch_norm: bool = Field(
+        False,
+        description="batch norm keeps the pretrained statistics; serves small sets of photographs "
+        "like those of the pretraining",
+    )
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "TrainingParams":
@@ -199,6 +204,8 @@ def train(
                 table.iloc[order], params.input_size, params.resize, (seed, epoch)
             )
             network.train()
+            if params.frozen_batch_norm:
+                freeze_batch_norm(network)
             total, correct = 0.0, 0.0
             batches = _batches(crops, params.batch_size, execution.workers, fabric)
             description = f"{name} epoch {epoch + 1}/{params.epochs}"
@@ -274,6 +281,13 @@ def evaluate(
         loss += loss_over_heads(logits, labels, heads).item() * len(labels)
         correct += hits(logits, labels, heads).sum().item()
     return loss / len(table), correct / len(table)
+
+
+def freeze_batch_norm(network: torch.nn.Module) -> None:
+    """Let every batch norm use the statistics it came with, instead of the batch's own."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def hits(logits: torch.Tensor, labels: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
