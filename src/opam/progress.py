@@ -12,17 +12,17 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
 
 
-def progress(items: Iterable[T], total: int, description: str, unit: str = "image") -> Iterator[T]:
+def progress(items: Iterable[T], total: int, description: str, unit: str = "images") -> Iterator[T]:
     """Yield ``items`` and show how far they are.
 
     Args:
         items: what to iterate over.
         total: how many items there will be.
         description: what is being done, shown before the bar.
-        unit: name of one item.
+        unit: what the items are, in the plural.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=description, unit=unit, dynamic_ncols=True)
+        yield from tqdm(items, total=total, desc=description, unit=f" {unit}", dynamic_ncols=True)
         return
     started = shown = time.monotonic()
     done = 0
@@ -34,9 +34,9 @@ def progress(items: Iterable[T], total: int, description: str, unit: str = "imag
             rate = done / (now - started)
             left = (total - done) / rate
             print(
-                f"{description}: {done}/{total} {unit}s, {rate:.1f}/s, {left:.0f} s left",
+                f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )
     seconds = time.monotonic() - started
-    print(f"{description}: {done} {unit}s in {seconds:.1f} s", file=sys.stderr, flush=True)
+    print(f"{description}: {done} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -209,7 +209,9 @@ def train(
             total, correct = 0.0, 0.0
             batches = _batches(crops, params.batch_size, execution.workers, fabric)
             description = f"{name} epoch {epoch + 1}/{params.epochs}"
-            for images, labels, heads in progress(batches, batches_an_epoch, description, "batch"):
+            for images, labels, heads in progress(
+                batches, batches_an_epoch, description, "batches"
+            ):
                 for group in optimizer.param_groups:
                     factor = rate_factor(iteration, iterations, params)
                     group["lr"] = params.rate * group["factor"] * factor
