@@ -38,12 +38,17 @@ class ExecutionParams(Params):
 def prepare_device(params: ExecutionParams) -> torch.device:
     """Fix the number of CPU threads, keep freed memory at hand, and pick the device.
 
+    NumPy's linear algebra gets one thread: between two batches its threads and those of torch
+    wait for each other, which costs more than small matrices gain.
+
     Raises:
         OpamError: ``execution.device`` is cuda and there is none.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(params.threads)
+    threadpool_limits(1, user_api="blas")
     _keep_freed_memory()
     available = torch.cuda.is_available()
     if params.device == "cuda" and not available:
