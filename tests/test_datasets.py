@@ -325,8 +325,11 @@ def test_archives_that_lead_out_are_refused(tmp_path: Path) -> None:
         archive.write(tmp_path / "a.jpg", "../a.jpg")
     with tarfile.open(tmp_path / "out.tgz", "w:gz") as tar:
         tar.add(tmp_path / "a.jpg", arcname="../a.jpg")
+    (tmp_path / "link.jpg").symlink_to("/etc/hostname")
+    with tarfile.open(tmp_path / "link.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "link.jpg", arcname="link.jpg")
     (tmp_path / "torn.tgz").write_bytes((tmp_path / "out.tgz").read_bytes()[:40])
-    for name in ("out.zip", "out.tgz", "torn.tgz"):
+    for name in ("out.zip", "out.tgz", "link.tgz", "torn.tgz"):
         with pytest.raises(OpamError, match=name):
             fetch(params("imagefolder", tmp_path / name), tmp_path / "raw/deep")
     assert not (tmp_path / "raw/a.jpg").exists()

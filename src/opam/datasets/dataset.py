@@ -156,8 +156,8 @@ def take_over(source: Path, raw: Path) -> None:
     """Copy a local folder to ``raw``, or unpack an archive (.tgz, .tar.gz, .tar, .zip) there.
 
     Raises:
-        OpamError: missing, empty, damaged, not an archive, with members that lead out of it,
-            or a folder that cannot be copied.
+        OpamError: missing, empty, damaged, not an archive, with links or members that lead out
+            of it, or a folder that cannot be copied.
     """
     existing(source, "correct dataset.path")
     if source.is_dir():
@@ -177,13 +177,21 @@ def take_over(source: Path, raw: Path) -> None:
     try:
         if source.suffix.lower() == ".zip":
             with zipfile.ZipFile(source) as archive:
-                for member in archive.namelist():
-                    if member.startswith("/") or ".." in PurePosixPath(member).parts:
-                        raise OpamError(f"{source}: member '{member}' leads out of the archive")
+                for name in archive.namelist():
+                    _stays_inside(name, source)
                 archive.extractall(raw)
         else:
             with tarfile.open(source) as tar:
-                tar.extractall(raw, filter="data")
+                # Python before 3.11.4 has no filter: then the checks here stand alone.
+                tar.extraction_filter = getattr(
+                    tarfile, "data_filter", lambda member, _path: member
+                )
+                for member in tar:
+                    _stays_inside(member.name, source)
+                    if not (member.isfile() or member.isdir()):
+                        raise OpamError(f"{source}: member '{member.name}' is no file or folder")
+                    member.mode = 0o755 if member.isdir() else 0o644
+                    tar.extract(member, raw)
                 # The checksum stands behind the last byte, and extraction stops before it.
                 while tar.fileobj is not None and tar.fileobj.read(1 << 20):
                     pass
@@ -191,6 +199,11 @@ def take_over(source: Path, raw: Path) -> None:
         raise OpamError(
             f"{source}: cannot be unpacked ({_cause(error)}); fetch the archive again"
         ) from None
+
+
+def _stays_inside(name: str, archive: Path) -> None:
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise OpamError(f"{archive}: member '{name}' leads out of the archive")
 
 
 def _cause(error: Exception) -> str:
