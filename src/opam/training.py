@@ -179,7 +179,8 @@ def train(
         momentum=params.momentum,
         weight_decay=params.weight_decay,
     )
-    fingerprint = _fingerprint(network, epoch_samples(0), val_samples, params, seed)
+    first = epoch_samples(0)
+    fingerprint = _fingerprint(network, first, val_samples, params, seed)
     model, optimizer = fabric.setup(network, optimizer)
 
     checkpoint = RESUME / f"{name}.pt"
@@ -193,7 +194,7 @@ def train(
         history, best_state, iteration = saved["history"], saved["best"], saved["iteration"]
         print(f"{name}: resumed behind epoch {len(history)}", file=sys.stderr, flush=True)
 
-    batches_an_epoch = math.ceil(len(epoch_samples(0)) / params.batch_size)
+    batches_an_epoch = math.ceil(len(first) / params.batch_size)
     iterations = params.epochs * batches_an_epoch
     with _curves(name, history, execution.tensorboard) as log:
         for epoch in range(len(history), params.epochs):

@@ -5,7 +5,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -228,15 +228,25 @@ def inner_folder(raw: Path, name: str, marks: Sequence[str]) -> Path:
     )
 
 
-def download(action: Callable[[], None], name: str) -> None:
-    """Run a torchvision download, told as an `OpamError` where there is no network.
+def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str) -> None:
+    """Bring ``source`` under ``raw``, or without one what a loader of torchvision downloads.
 
     Args:
-        action: a function without arguments that downloads and verifies checksums.
-        name: of the data set.
+        raw: the folder to fill.
+        source: local folder or archive, or None.
+        loader: class of ``torchvision.datasets``; it verifies checksums.
+        name: of the data set, for messages.
+
+    Raises:
+        OpamError: as `take_over`, or the download fails.
     """
+    if source is not None:
+        take_over(source, raw)
+        return
     try:
-        action()
+        import torchvision.datasets
+
+        getattr(torchvision.datasets, loader)(str(raw), download=True)
     except Exception as error:  # urllib, ssl and torchvision raise many types
         raise OpamError(
             f"dataset.path: '{name}' cannot be downloaded ({error}); download it elsewhere and "

@@ -9,26 +9,16 @@ from opam.datasets.dataset import (
     Dataset,
     below,
     dataset,
-    download,
     inner_folder,
     numbers,
     read_rows,
-    take_over,
+    take_over_or_download,
 )
 
 
 def fetch(raw: Path, source: Path | None) -> None:
     """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
-    if source is not None:
-        take_over(source, raw)
-        return
-
-    def action() -> None:
-        from torchvision.datasets import FGVCAircraft
-
-        FGVCAircraft(str(raw), download=True)
-
-    download(action, "fgvc_aircraft")
+    take_over_or_download(raw, source, "FGVCAircraft", "fgvc_aircraft")
 
 
 def read(raw: Path) -> Dataset:

@@ -8,26 +8,16 @@ from opam.datasets.dataset import (
     Dataset,
     below,
     dataset,
-    download,
     existing,
     inner_folder,
-    take_over,
+    take_over_or_download,
 )
 from opam.errors import OpamError
 
 
 def fetch(raw: Path, source: Path | None) -> None:
     """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
-    if source is not None:
-        take_over(source, raw)
-        return
-
-    def action() -> None:
-        from torchvision.datasets import Flowers102
-
-        Flowers102(str(raw), download=True)
-
-    download(action, "flowers102")
+    take_over_or_download(raw, source, "Flowers102", "flowers102")
 
 
 def read(raw: Path) -> Dataset:

@@ -8,25 +8,15 @@ from opam.datasets.dataset import (
     Dataset,
     below,
     dataset,
-    download,
     inner_folder,
     read_rows,
-    take_over,
+    take_over_or_download,
 )
 
 
 def fetch(raw: Path, source: Path | None) -> None:
     """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
-    if source is not None:
-        take_over(source, raw)
-        return
-
-    def action() -> None:
-        from torchvision.datasets import OxfordIIITPet
-
-        OxfordIIITPet(str(raw), download=True)
-
-    download(action, "oxford_pets")
+    take_over_or_download(raw, source, "OxfordIIITPet", "oxford_pets")
 
 
 def read(raw: Path) -> Dataset:
