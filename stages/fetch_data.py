@@ -6,25 +6,24 @@ Run by itself: ``python stages/fetch_data.py``.
 import shutil
 from pathlib import Path
 
+from opam.archive import pack
 from opam.config import read_params
 from opam.datasets import DatasetParams, fetch
 from opam.errors import run
 
-RAW = Path("data/raw")
+RAW = Path("data/raw.zip")
 
 
 def main() -> None:
-    """Write data/raw/, all of it or nothing."""
+    """Write data/raw.zip: every file of the data set, as its publisher lays it out."""
     params = read_params("dataset", DatasetParams)
-    unfinished = RAW.with_name(".raw.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.parent.mkdir(exist_ok=True)
+    unpacked = RAW.with_name(".raw.unfinished")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    unpacked.mkdir(parents=True)
     try:
-        fetch(params, unfinished)
-        shutil.rmtree(RAW, ignore_errors=True)
-        unfinished.rename(RAW)
+        pack(fetch(params, unpacked), RAW)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unpacked, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from opam.device import ExecutionParams
 from opam.errors import run
 from opam.preparation import PrepareParams, check_photographs, leave_out_bad, make_manifest
 
-RAW = Path("data/raw")
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 CLASSES = Path("data/classes.json")
 KEYPOINTS = Path("data/keypoints.parquet")

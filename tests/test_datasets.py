@@ -1,6 +1,7 @@
 """Every data set on files laid out as its publisher does."""
 
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from opam.archive import pack
 from opam.artifacts import GT_BOX
-from opam.datasets import DatasetParams, fetch, read
+from opam.datasets import Dataset, DatasetName, DatasetParams, fetch
+from opam.datasets import read as read_archive
 from opam.datasets.synthetic_birds import SyntheticBirdsParams
 from opam.errors import OpamError
+from opam.images import read_image
 
 ROOT = Path(__file__).parents[1]
 CUB = ROOT.parent / "shared/data/CUB_200_2011_small"
@@ -129,13 +133,22 @@ def params(name: str, path: Path | None) -> DatasetParams:
     return DatasetParams(name=name, path=str(path) if path else None, synthetic_birds=birds)
 
 
+def read(name: DatasetName, folder: Path, test_fraction: float, seed: int) -> Dataset:
+    """Pack a folder and read the archive, as the stages do."""
+    with tempfile.TemporaryDirectory() as outside:
+        pack(folder, Path(outside) / "raw.zip")
+        data = read_archive(name, Path(outside) / "raw.zip", test_fraction, seed)
+        for path in data.images["path"]:
+            assert read_image(path).shape[2] == 3
+        return data
+
+
 def images_of(table: pd.DataFrame) -> list[tuple[str, str, str, tuple[int, ...] | None]]:
     rows = []
     for row in table.itertuples():
         box = tuple(getattr(row, name) for name in GT_BOX)
         found = None if pd.isna(box[0]) else tuple(int(value) for value in box)
         rows.append((row.image_id, row.class_name, row.split, found))
-        assert Path(row.path).is_file()
     return rows
 
 
@@ -157,8 +170,8 @@ def test_the_publishers_layout_is_read(tmp_path: Path, name: str, form: str) -> 
     else:
         given = source if form == "folder" else source.parent
     raw = tmp_path / "raw"
-    fetch(params(name, given), raw)
-    assert images_of(read(name, raw, 0.3, 0).images) == EXPECTED[name]
+    folder = fetch(params(name, given), raw)
+    assert images_of(read(name, folder, 0.3, 0).images) == EXPECTED[name]
 
 
 def test_cub_keypoints_are_read(tmp_path: Path) -> None:
@@ -230,9 +243,9 @@ def test_missing_and_empty_folders_stop(tmp_path: Path, name: str) -> None:
         with pytest.raises(OpamError, match=rf"{path.name}.*{message}"):
             fetch(params(name, path), tmp_path / "raw")
     (tmp_path / "other/thing").mkdir(parents=True)
-    fetch(params(name, tmp_path / "other"), tmp_path / "raw")
+    folder = fetch(params(name, tmp_path / "other"), tmp_path / "raw")
     with pytest.raises(OpamError):
-        read(name, tmp_path / "raw", 0.3, 0)
+        read(name, folder, 0.3, 0)
 
 
 @pytest.mark.parametrize("name", ["cub200", "stanford_cars", "imagefolder"])
@@ -301,8 +314,18 @@ def test_one_folder_is_split_by_class_and_seed(tmp_path: Path) -> None:
 def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "c").mkdir()
-    with pytest.raises(OpamError, match="c: holds no photographs"):
+    with pytest.raises(OpamError, match="c/: holds no photographs"):
         read("imagefolder", tmp_path, 0.3, 0)
+
+
+def test_a_single_folder_around_the_classes_does_not_count(tmp_path: Path) -> None:
+    class_folders(tmp_path / "photographs", {"a": 2, "b": 2})
+    (tmp_path / "photographs/c").mkdir()
+    with pytest.raises(OpamError, match="photographs/c/: holds no photographs"):
+        read("imagefolder", tmp_path, 0.3, 0)
+    (tmp_path / "photographs/c").rmdir()
+    found = read("imagefolder", tmp_path, 0.3, 0).images
+    assert found["image_id"].tolist() == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"]
 
 
 def test_train_without_test_stops(tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from opam.archive import open_archive, pack
 from opam.artifacts import GT_BOX
+from opam.datasets import Dataset
 from opam.datasets import synthetic_birds as birds
 from opam.datasets.synthetic_birds import Drawing, SyntheticBirdsParams, draw_bird
 from opam.errors import OpamError
+from opam.images import read_image
 from opam.report.sample_sheet import contact_sheet, main
 
 FEW = SyntheticBirdsParams(seed=3, train_per_class=2, test_per_class=1)
@@ -33,6 +36,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("birds")
     birds.fetch(folder, FEW, workers=1)
     return folder
+
+
+def read_back(folder: Path) -> Dataset:
+    archive = folder.parent / f"{folder.name}-packed/raw.zip"
+    pack(folder, archive)
+    return birds.read(open_archive(archive))
 
 
 def test_several_parts_of_both_ends_are_needed() -> None:
@@ -66,14 +75,13 @@ def test_no_two_are_alike(raw: Path) -> None:
 
 
 def test_what_was_fetched_is_read(raw: Path) -> None:
-    found = birds.read(raw)
+    found = read_back(raw)
     assert found.images["split"].value_counts().to_dict() == {"train": 16, "test": 8}
     assert set(found.images["class_name"]) == set(birds.SPECIES)
     for row in found.images.itertuples():
-        assert row.path == str(raw / "images" / row.image_id)
+        assert row.path.endswith(f"raw.zip/images/{row.image_id}")
         assert row.image_id.split("/")[:2] == [row.split, row.class_name]
-        with Image.open(row.path) as image:
-            width, height = image.size
+        height, width = read_image(row.path).shape[:2]
         assert 0 <= row.gt_x0 < row.gt_x1 <= width
         assert 0 <= row.gt_y0 < row.gt_y1 <= height
     assert not found.images[GT_BOX].isna().any(axis=None)
@@ -85,7 +93,7 @@ def test_what_was_fetched_is_read(raw: Path) -> None:
 
 def test_read_matches_what_was_drawn(raw: Path) -> None:
     drawing = draw_bird(2, np.random.default_rng([FEW.seed, 2, 0, 1]))
-    found = birds.read(raw)
+    found = read_back(raw)
     image_id = "train/cedar_warbler/0001.jpg"
     row = found.images.set_index("image_id").loc[image_id]
     assert tuple(row[GT_BOX]) == drawing.box
@@ -208,19 +216,19 @@ def test_backgrounds_have_the_colours_of_the_marks() -> None:
 
 def test_missing_and_changed_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(OpamError, match=r"annotations\.csv: not found"):
-        birds.read(tmp_path)
+        read_back(tmp_path)
     birds.fetch(tmp_path, SyntheticBirdsParams(train_per_class=2, test_per_class=1), workers=1)
     annotations = pd.read_csv(tmp_path / "annotations.csv")
     annotations.drop(columns="split").to_csv(tmp_path / "annotations.csv", index=False)
     with pytest.raises(OpamError, match="not as drawn"):
-        birds.read(tmp_path)
+        read_back(tmp_path)
     annotations.to_csv(tmp_path / "annotations.csv", index=False)
     (tmp_path / "images" / annotations["image_id"][0]).unlink()
     with pytest.raises(OpamError, match="no such photograph"):
-        birds.read(tmp_path)
+        read_back(tmp_path)
     (tmp_path / "keypoints.csv").unlink()
     with pytest.raises(OpamError, match=r"keypoints\.csv: not found"):
-        birds.read(tmp_path)
+        read_back(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"train_per_class": 1}, {"test_per_class": 0}])

@@ -1,10 +1,12 @@
 """Photographs: every file becomes an upright RGB array, the same everywhere."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from opam.archive import read_file
 from opam.errors import OpamError
 
 MAX_PIXELS = 100_000_000
@@ -14,8 +16,9 @@ MAX_PIXELS = 100_000_000
 def read_image(path: Path | str) -> np.ndarray:
     """Decode a photograph.
 
-    EXIF orientation is applied; greyscale, CMYK and palettes become RGB; 16-bit values are
-    scaled to 8 bits; transparency is laid over white.
+    ``path`` may lie in an archive (`opam.archive`). EXIF orientation is applied; greyscale,
+    CMYK and palettes become RGB; 16-bit values are scaled to 8 bits; transparency is laid over
+    white.
 
     Returns:
         uint8 H x W x 3, RGB.
@@ -28,7 +31,7 @@ def read_image(path: Path | str) -> np.ndarray:
 
 def _open_upright(path: Path | str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise OpamError(f"{path}: {pixels} pixels, more than {MAX_PIXELS}; scale it down")

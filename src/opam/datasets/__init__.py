@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from opam.archive import open_archive
 from opam.config import Params
 from opam.datasets import (
     cub200,
@@ -47,33 +48,37 @@ class DatasetParams(Params):
     synthetic_birds: SyntheticBirdsParams = Field(description="what is drawn")
 
 
-def fetch(params: DatasetParams, raw: Path) -> None:
-    """Bring the data set under ``raw`` as its publisher lays it out.
+def fetch(params: DatasetParams, raw: Path) -> Path:
+    """The folder that holds the data set as its publisher lays it out.
+
+    Args:
+        params: which data set.
+        raw: where it is drawn, downloaded or unpacked; a local folder is left where it is.
 
     Raises:
         OpamError: it cannot be had; the message says how to provide it.
     """
     source = Path(params.path).expanduser() if params.path else None
     if params.name == "synthetic_birds":
-        synthetic_birds.fetch(raw, params.synthetic_birds)
-    elif params.name == "imagefolder":
-        imagefolder.fetch(raw, source)
-    else:
-        PUBLISHED[params.name].fetch(raw, source)
+        return synthetic_birds.fetch(raw, params.synthetic_birds)
+    if params.name == "imagefolder":
+        return imagefolder.fetch(raw, source)
+    return PUBLISHED[params.name].fetch(raw, source)
 
 
-def read(name: DatasetName, raw: Path, test_fraction: float, seed: int) -> Dataset:
-    """Read what `fetch` brought.
+def read(name: DatasetName, archive: Path, test_fraction: float, seed: int) -> Dataset:
+    """Read what `fetch` brought and `opam.archive.pack` packed.
 
     Args:
         name: of the data set.
-        raw: its folder.
+        archive: with all its files.
         test_fraction: imagefolder without a test folder only: share of each class for test.
         seed: of that split.
 
     Raises:
         OpamError: the files are not as the publisher lays them out.
     """
+    raw = open_archive(archive)
     if name == "synthetic_birds":
         return synthetic_birds.read(raw)
     if name == "imagefolder":

@@ -1,5 +1,6 @@
 """CUB-200-2011 (Wah et al., CNS-TR-2011-001): 200 bird species, boxes, 15 part locations."""
 
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +19,8 @@ from opam.datasets.dataset import (
 from opam.errors import OpamError
 
 
-def fetch(raw: Path, source: Path | None) -> None:
-    """Bring the official folder or .tgz under ``raw``.
+def fetch(raw: Path, source: Path | None) -> Path:
+    """The folder of the official data set: itself, or a .tgz unpacked under ``raw``.
 
     Raises:
         OpamError: no source: the publisher asks people to fetch it by hand.
@@ -28,10 +29,10 @@ def fetch(raw: Path, source: Path | None) -> None:
         raise OpamError(
             "dataset.path: give the CUB_200_2011 folder or CUB_200_2011.tgz of the publisher"
         )
-    take_over(source, raw)
+    return take_over(source, raw)
 
 
-def read(raw: Path) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """Read the official text files; boxes and part locations where they are there."""
     root = inner_folder(raw, "CUB_200_2011", ["images.txt", "images"])
     names = dict(read_rows(root / "images.txt", 2))
@@ -54,7 +55,7 @@ def read(raw: Path) -> Dataset:
     return dataset(images, _keypoints(root, names), _boxes(root, names))
 
 
-def _boxes(root: Path, names: dict[str, str]) -> pd.DataFrame | None:
+def _boxes(root: zipfile.Path, names: dict[str, str]) -> pd.DataFrame | None:
     path = root / "bounding_boxes.txt"
     if not path.exists():
         return None
@@ -66,7 +67,7 @@ def _boxes(root: Path, names: dict[str, str]) -> pd.DataFrame | None:
     return pd.DataFrame(rows, columns=["image_id", *GT_BOX])
 
 
-def _keypoints(root: Path, names: dict[str, str]) -> pd.DataFrame | None:
+def _keypoints(root: zipfile.Path, names: dict[str, str]) -> pd.DataFrame | None:
     path = root / "parts" / "part_locs.txt"
     if not path.exists():
         return None

@@ -5,7 +5,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -61,15 +61,15 @@ def dataset(
     return Dataset(images.reset_index(drop=True), keypoints[KEYPOINT_COLUMNS])
 
 
-def existing(path: Path, remedy: str) -> Path:
+def existing(path: zipfile.Path, remedy: str) -> zipfile.Path:
     """``path``, or an `OpamError` that it is missing."""
     if not path.exists():
         raise OpamError(f"{path}: not found; {remedy}")
     return path
 
 
-def below(root: Path, name: str, listed_in: Path) -> str:
-    """The path of a file that ``listed_in`` names below ``root``; symbolic links may not leave it.
+def below(root: zipfile.Path, name: str, listed_in: object) -> str:
+    """The path of a file that ``listed_in`` names below ``root``.
 
     Raises:
         OpamError: the name is absolute, leaves the root, or has no file.
@@ -77,31 +77,16 @@ def below(root: Path, name: str, listed_in: Path) -> str:
     parts = PurePosixPath(name).parts
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\x00" in name:
         raise OpamError(f"{listed_in}: '{name}' leads out of {root}; correct the row")
-    path = root / name
-    try:
-        found = path.is_file()
-    except OSError:  # a name longer than the file system takes
-        found = False
-    if not found:
+    path = root / "/".join(parts)
+    if not path.is_file():
         raise OpamError(
             f"{path}: named in {listed_in}, but there is no such photograph; restore it or "
             "remove the row"
         )
-    if path.is_symlink() or any(parent.is_symlink() for parent in _between(path, root)):
-        target = path.resolve()
-        if not target.is_relative_to(root.resolve()):
-            raise OpamError(f"{path}: links out of {root}; copy the photograph there")
     return str(path)
 
 
-def _between(path: Path, root: Path) -> Iterator[Path]:
-    for parent in path.parents:
-        if parent == root:
-            return
-        yield parent
-
-
-def read_rows(path: Path, columns: int, separator: str | None = None) -> list[list[str]]:
+def read_rows(path: zipfile.Path, columns: int, separator: str | None = None) -> list[list[str]]:
     """The non-empty lines of a text file, split into ``columns`` fields; the last takes the rest.
 
     Raises:
@@ -112,8 +97,8 @@ def read_rows(path: Path, columns: int, separator: str | None = None) -> list[li
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise OpamError(f"{path}: is not text; restore the file") from None
-    except OSError as error:
-        raise OpamError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    except zipfile.BadZipFile as error:
+        raise OpamError(f"{path}: damaged ({error}); run `dvc repro -f fetch_data`") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -127,7 +112,7 @@ def read_rows(path: Path, columns: int, separator: str | None = None) -> list[li
     return rows
 
 
-def numbers(values: Iterable[str], path: Path) -> list[float]:
+def numbers(values: Iterable[str], path: zipfile.Path) -> list[float]:
     """Floats from text.
 
     Raises:
@@ -145,40 +130,37 @@ def numbers(values: Iterable[str], path: Path) -> list[float]:
     return found
 
 
-def lookup(table: dict[str, str], key: str, path: Path, what: str) -> str:
+def lookup(table: dict[str, str], key: str, path: zipfile.Path, what: str) -> str:
     """``table[key]``, or an `OpamError` that ``path`` has no row for ``key``."""
     if key not in table:
         raise OpamError(f"{path}: no {what} for '{key}'; add the row")
     return table[key]
 
 
-def take_over(source: Path, raw: Path) -> None:
-    """Copy a local folder to ``raw``, or unpack an archive (.tgz, .tar.gz, .tar, .zip) there.
+def take_over(source: Path, raw: Path) -> Path:
+    """The folder that holds a local data set.
+
+    Args:
+        source: that folder, or an archive (.tgz, .tar.gz, .tar, .zip).
+        raw: where an archive is unpacked.
 
     Raises:
-        OpamError: missing, empty, damaged, not an archive, with links or members that lead out
-            of it, or a folder that cannot be copied.
+        OpamError: missing, empty, damaged, not an archive, larger than the free disk space, or
+            with links or members that lead out of it.
     """
-    existing(source, "correct dataset.path")
+    if not source.exists():
+        raise OpamError(f"{source}: not found; correct dataset.path")
     if source.is_dir():
         if not any(source.iterdir()):
             raise OpamError(f"{source}: is empty; correct dataset.path")
-        if raw.resolve().is_relative_to(source.resolve()):
-            raise OpamError(f"{source}: holds {raw}, where it would be copied; give another folder")
-        try:
-            shutil.copytree(source, raw, dirs_exist_ok=True)
-        except (shutil.Error, OSError) as error:
-            raise OpamError(
-                f"{source}: cannot be copied to {raw} ({_cause(error)}); remove or restore what "
-                "is named"
-            ) from None
-        return
+        return source
     raw.mkdir(parents=True, exist_ok=True)
     try:
         if source.suffix.lower() == ".zip":
             with zipfile.ZipFile(source) as archive:
-                for name in archive.namelist():
-                    _stays_inside(name, source)
+                for member in archive.infolist():
+                    _stays_inside(member.filename, source)
+                _fits(sum(member.file_size for member in archive.infolist()), raw, source)
                 archive.extractall(raw)
         else:
             with tarfile.open(source) as tar:
@@ -186,12 +168,13 @@ def take_over(source: Path, raw: Path) -> None:
                 tar.extraction_filter = getattr(
                     tarfile, "data_filter", lambda member, _path: member
                 )
-                for member in tar:
-                    _stays_inside(member.name, source)
-                    if not (member.isfile() or member.isdir()):
-                        raise OpamError(f"{source}: member '{member.name}' is no file or folder")
-                    member.mode = 0o755 if member.isdir() else 0o644
-                    tar.extract(member, raw)
+                for entry in tar:
+                    _stays_inside(entry.name, source)
+                    if not (entry.isfile() or entry.isdir()):
+                        raise OpamError(f"{source}: member '{entry.name}' is no file or folder")
+                    _fits(entry.size, raw, source)
+                    entry.mode = 0o755 if entry.isdir() else 0o644
+                    tar.extract(entry, raw)
                 # The checksum stands behind the last byte, and extraction stops before it.
                 while tar.fileobj is not None and tar.fileobj.read(1 << 20):
                     pass
@@ -199,6 +182,7 @@ def take_over(source: Path, raw: Path) -> None:
         raise OpamError(
             f"{source}: cannot be unpacked ({_cause(error)}); fetch the archive again"
         ) from None
+    return raw
 
 
 def _stays_inside(name: str, archive: Path) -> None:
@@ -206,15 +190,20 @@ def _stays_inside(name: str, archive: Path) -> None:
         raise OpamError(f"{archive}: member '{name}' leads out of the archive")
 
 
+def _fits(size: int, folder: Path, archive: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OpamError(
+            f"{archive}: unpacks to {size} bytes, but {folder} has {free} left; free space"
+        )
+
+
 def _cause(error: Exception) -> str:
-    """The first cause in one line: copying gathers many, tar tells of each format it tried."""
-    if isinstance(error, shutil.Error):
-        source, _, cause = error.args[0][0]
-        return f"{source}: {cause}"
+    """The first cause in one line: tar tells of each format it tried."""
     return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
 
 
-def inner_folder(raw: Path, name: str, marks: Sequence[str]) -> Path:
+def inner_folder(raw: zipfile.Path, name: str, marks: Sequence[str]) -> zipfile.Path:
     """``raw/name`` where it holds all of ``marks``, else ``raw``: archives have a top folder.
 
     Raises:
@@ -228,11 +217,11 @@ def inner_folder(raw: Path, name: str, marks: Sequence[str]) -> Path:
     )
 
 
-def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str) -> None:
-    """Bring ``source`` under ``raw``, or without one what a loader of torchvision downloads.
+def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str) -> Path:
+    """The folder that holds ``source``, or without one what a loader of torchvision downloads.
 
     Args:
-        raw: the folder to fill.
+        raw: where an archive is unpacked, or the download goes.
         source: local folder or archive, or None.
         loader: class of ``torchvision.datasets``; it verifies checksums.
         name: of the data set, for messages.
@@ -241,8 +230,7 @@ def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str
         OpamError: as `take_over`, or the download fails.
     """
     if source is not None:
-        take_over(source, raw)
-        return
+        return take_over(source, raw)
     try:
         import torchvision.datasets
 
@@ -252,3 +240,4 @@ def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str
             f"dataset.path: '{name}' cannot be downloaded ({error}); download it elsewhere and "
             "give its folder"
         ) from None
+    return raw

@@ -1,5 +1,6 @@
 """FGVC-Aircraft (Maji et al., 2013): 100 variants; trainval is our train. Boxes where given."""
 
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -16,12 +17,12 @@ from opam.datasets.dataset import (
 )
 
 
-def fetch(raw: Path, source: Path | None) -> None:
-    """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
-    take_over_or_download(raw, source, "FGVCAircraft", "fgvc_aircraft")
+def fetch(raw: Path, source: Path | None) -> Path:
+    """The folder of the data set: local, or under ``raw`` unpacked or downloaded."""
+    return take_over_or_download(raw, source, "FGVCAircraft", "fgvc_aircraft")
 
 
-def read(raw: Path) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """Read data/images_variant_trainval.txt, _test.txt and images_box.txt."""
     root = inner_folder(raw, "fgvc-aircraft-2013b", ["data"]) / "data"
     rows = []
@@ -34,7 +35,7 @@ def read(raw: Path) -> Dataset:
     return dataset(images, boxes=_boxes(root / "images_box.txt"))
 
 
-def _boxes(path: Path) -> pd.DataFrame | None:
+def _boxes(path: zipfile.Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     rows = []

@@ -1,5 +1,7 @@
 """Oxford Flowers 102 (Nilsback and Zisserman, 2008); its train and val are our train."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +17,12 @@ from opam.datasets.dataset import (
 from opam.errors import OpamError
 
 
-def fetch(raw: Path, source: Path | None) -> None:
-    """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
-    take_over_or_download(raw, source, "Flowers102", "flowers102")
+def fetch(raw: Path, source: Path | None) -> Path:
+    """The folder of the data set: local, or under ``raw`` unpacked or downloaded."""
+    return take_over_or_download(raw, source, "Flowers102", "flowers102")
 
 
-def read(raw: Path) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """Read imagelabels.mat and setid.mat; classes are named by their number."""
     root = inner_folder(raw, "flowers-102", ["jpg", "imagelabels.mat", "setid.mat"])
     labels = _load(root / "imagelabels.mat", "labels")
@@ -35,11 +37,11 @@ def read(raw: Path) -> Dataset:
     return dataset(pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"]))
 
 
-def _load(path: Path, key: str) -> list[int]:
+def _load(path: zipfile.Path, key: str) -> list[int]:
     from scipy.io import loadmat
 
     existing(path, "restore the data set as its publisher lays it out")
     try:
-        return [int(value) for value in loadmat(path)[key].ravel()]
+        return [int(value) for value in loadmat(io.BytesIO(path.read_bytes()))[key].ravel()]
     except Exception as error:  # damaged files raise many types
         raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None

@@ -1,28 +1,30 @@
 """Photographs in class folders: ROOT/train/CLASS and ROOT/test/CLASS, or ROOT/CLASS."""
 
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from opam.datasets.dataset import Dataset, below, dataset, existing, take_over
+from opam.archive import names
+from opam.datasets.dataset import Dataset, dataset, take_over
 from opam.errors import OpamError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 
 
-def fetch(raw: Path, source: Path | None) -> None:
-    """Copy the folder, or unpack the archive, to ``raw``.
+def fetch(raw: Path, source: Path | None) -> Path:
+    """The folder of class folders: itself, or an archive unpacked under ``raw``.
 
     Raises:
         OpamError: no source.
     """
     if source is None:
         raise OpamError("dataset.path: give the folder that holds the class folders")
-    take_over(source, raw)
+    return take_over(source, raw)
 
 
-def read(raw: Path, test_fraction: float, seed: int) -> Dataset:
+def read(raw: zipfile.Path, test_fraction: float, seed: int) -> Dataset:
     """List the photographs. Hidden files and folders do not count.
 
     Args:
@@ -33,15 +35,17 @@ def read(raw: Path, test_fraction: float, seed: int) -> Dataset:
     Raises:
         OpamError: no class folder, a class folder without photographs, or train without test.
     """
-    existing(raw, "run `dvc repro fetch_data`")
-    raw = _below_top_folder(raw)
-    if (raw / "train").is_dir():
-        if not (raw / "test").is_dir():
-            raise OpamError(f"{raw}: has train/ but no test/; add it, or put classes at the top")
-        rows = [row for split in ("train", "test") for row in _split_rows(raw, split)]
+    top, files = _below_top_folder(raw, [name for name in names(raw) if _shown(name)])
+    if any(name.parts[0] == "train" for name in files):
+        if not any(name.parts[0] == "test" for name in files):
+            raise OpamError(f"{top}: has train/ but no test/; add it, or put classes at the top")
+        rows = [
+            (*row, split) for split in ("train", "test") for row in _class_rows(top, files, split)
+        ]
         images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
         return dataset(images)
-    images = pd.DataFrame(_class_rows(raw, raw), columns=["image_id", "path", "class_name"])
+    rows = _class_rows(top, files)
+    images = pd.DataFrame(rows, columns=["image_id", "path", "class_name"])
     rng = np.random.default_rng(seed)
     split = pd.Series("train", index=images.index)
     for _, members in images.groupby("class_name", sort=True):
@@ -51,42 +55,48 @@ def read(raw: Path, test_fraction: float, seed: int) -> Dataset:
     return dataset(images.assign(split=split))
 
 
-def _split_rows(raw: Path, split: str) -> list[tuple[str, ...]]:
-    return [(*row, split) for row in _class_rows(raw / split, raw)]
-
-
-def _class_rows(folder: Path, root: Path) -> list[tuple[str, str, str]]:
-    rows = []
-    folders = [each for each in sorted(folder.iterdir()) if _shown(each) and each.is_dir()]
-    if not folders:
+def _class_rows(
+    top: zipfile.Path, files: list[PurePosixPath], split: str = ""
+) -> list[tuple[str, ...]]:
+    """``image_id, path, class_name`` of every photograph below ``split``, by class, then name."""
+    folder = top / split if split else top
+    photographs: dict[str, list[PurePosixPath]] = {}
+    for name in files:
+        inside = name.relative_to(split) if name.is_relative_to(split) else None
+        if inside is None or not inside.parts:
+            continue
+        if len(inside.parts) > 1 or (folder / inside.name).is_dir():
+            members = photographs.setdefault(inside.parts[0], [])
+            if len(inside.parts) > 1 and name.suffix.lower() in SUFFIXES:
+                members.append(name)
+    if not photographs:
         raise OpamError(f"{folder}: holds no class folders; put photographs into CLASS/ folders")
-    for class_folder in folders:
-        photographs = [
-            path
-            for path in sorted(class_folder.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and _all_shown(path.relative_to(class_folder))
-        ]
-        if not photographs:
-            raise OpamError(f"{class_folder}: holds no photographs; add some or remove the folder")
-        for path in photographs:
-            image_id = path.relative_to(root).as_posix()
-            rows.append((image_id, below(root, image_id, folder), class_folder.name))
-    return rows
+    for class_name, members in photographs.items():
+        if not members:
+            raise OpamError(
+                f"{folder / class_name}: holds no photographs; add some or remove the folder"
+            )
+    return [
+        (str(name), str(top / str(name)), class_name)
+        for class_name, members in sorted(photographs.items())
+        for name in sorted(members)
+    ]
 
 
-def _below_top_folder(raw: Path) -> Path:
+def _below_top_folder(
+    raw: zipfile.Path, files: list[PurePosixPath]
+) -> tuple[zipfile.Path, list[PurePosixPath]]:
     """The single folder in ``raw`` where only that holds folders: archives often have one."""
-    shown = [path for path in raw.iterdir() if _shown(path)]
-    if len(shown) == 1 and shown[0].is_dir() and shown[0].name != "train":
-        inner = [path for path in shown[0].iterdir() if _shown(path)]
-        if inner and all(path.is_dir() for path in inner):
-            return shown[0]
-    return raw
+    tops = {name.parts[0] for name in files}
+    inner = all(
+        len(name.parts) > 2 or (len(name.parts) == 2 and (raw / str(name)).is_dir())
+        for name in files
+    )
+    if len(tops) == 1 and tops != {"train"} and inner:
+        top = tops.pop()
+        return raw / top, [name.relative_to(top) for name in files]
+    return raw, files
 
 
-def _shown(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _all_shown(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts)
+def _shown(name: PurePosixPath) -> bool:
+    return not any(part.startswith(".") for part in name.parts)

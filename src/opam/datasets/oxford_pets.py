@@ -1,5 +1,6 @@
 """Oxford-IIIT Pets (Parkhi et al., CVPR 2012): 37 breeds. Its boxes are of heads, so not read."""
 
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,12 @@ from opam.datasets.dataset import (
 )
 
 
-def fetch(raw: Path, source: Path | None) -> None:
-    """Bring the data set under ``raw``: from a local folder or archive, else downloaded."""
-    take_over_or_download(raw, source, "OxfordIIITPet", "oxford_pets")
+def fetch(raw: Path, source: Path | None) -> Path:
+    """The folder of the data set: local, or under ``raw`` unpacked or downloaded."""
+    return take_over_or_download(raw, source, "OxfordIIITPet", "oxford_pets")
 
 
-def read(raw: Path) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """Read annotations/trainval.txt and test.txt."""
     root = inner_folder(raw, "oxford-iiit-pet", ["images", "annotations"])
     rows = []

@@ -1,5 +1,7 @@
 """Stanford Cars (Krause et al., 2013): 196 makes, models and years, with boxes."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ LAYOUT = (
 )
 
 
-def fetch(raw: Path, source: Path | None) -> None:
-    """Bring the publisher's folder or archive under ``raw``.
+def fetch(raw: Path, source: Path | None) -> Path:
+    """The publisher's folder: itself, or an archive unpacked under ``raw``.
 
     Raises:
         OpamError: no source: the publisher's own address is gone.
@@ -25,10 +27,10 @@ def fetch(raw: Path, source: Path | None) -> None:
         raise OpamError(
             f"dataset.path: stanford_cars has no download any more; give a folder with {LAYOUT}"
         )
-    take_over(source, raw)
+    return take_over(source, raw)
 
 
-def read(raw: Path) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """Read the development kit's .mat files.
 
     Raises:
@@ -54,7 +56,7 @@ def read(raw: Path) -> Dataset:
     return dataset(table[columns], boxes=table[["image_id", *GT_BOX]])
 
 
-def _annotation(row: np.void, file: Path) -> tuple[int, str, tuple[int, int, int, int]]:
+def _annotation(row: np.void, file: zipfile.Path) -> tuple[int, str, tuple[int, int, int, int]]:
     """Label from 1, file name and half-open box of one row."""
     try:
         x0, y0, x1, y1 = (int(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
@@ -67,11 +69,11 @@ def _annotation(row: np.void, file: Path) -> tuple[int, str, tuple[int, int, int
         ) from None
 
 
-def _load(path: Path, key: str) -> np.ndarray:
+def _load(path: zipfile.Path, key: str) -> np.ndarray:
     from scipy.io import loadmat
 
     existing(path, f"a folder with {LAYOUT} is expected")
     try:
-        return loadmat(path, squeeze_me=True)[key].ravel()
+        return loadmat(io.BytesIO(path.read_bytes()), squeeze_me=True)[key].ravel()
     except Exception as error:  # damaged files raise many types
         raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None

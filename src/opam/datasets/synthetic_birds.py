@@ -7,6 +7,8 @@ drawn without looking at the species. The clutter behind the bird has the very c
 parts, so colours anywhere in the picture mislead, and the parts do not.
 """
 
+import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,8 +333,8 @@ def _leaves_in_front(canvas: np.ndarray, pose: Pose, rng: np.random.Generator) -
     return covered > 127
 
 
-def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> None:
-    """Draw the data set.
+def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
+    """Draw the data set and return its folder, ``raw``.
 
     Writes ``images/SPLIT/SPECIES/NUMBER.jpg``, ``annotations.csv`` and ``keypoints.csv``. Every
     bird has a generator of its own, so that neither order nor ``workers`` changes anything.
@@ -357,6 +359,7 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> None:
     write_csv(raw / "annotations.csv", pd.DataFrame(rows, columns=columns))
     columns = ["image_id", "part", "x", "y", "visible"]
     write_csv(raw / "keypoints.csv", pd.DataFrame(keypoints, columns=columns))
+    return raw
 
 
 def _write(
@@ -375,7 +378,7 @@ def _write(
     return (image_id, name, split, *drawing.box), keypoints
 
 
-def read(raw: Path) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """Read what `fetch` drew.
 
     Raises:
@@ -384,8 +387,8 @@ def read(raw: Path) -> Dataset:
     annotations = existing(raw / "annotations.csv", "run `dvc repro fetch_data`")
     keypoints = existing(raw / "keypoints.csv", "run `dvc repro fetch_data`")
     try:
-        table = pd.read_csv(annotations)
-        locations = pd.read_csv(keypoints)
+        table = pd.read_csv(io.BytesIO(annotations.read_bytes()))
+        locations = pd.read_csv(io.BytesIO(keypoints.read_bytes()))
         paths = [below(raw / "images", image_id, annotations) for image_id in table["image_id"]]
         images = table[["image_id", "class_name", "split"]].assign(path=paths)
         return dataset(images, locations, table[["image_id", *GT_BOX]])
