@@ -18,7 +18,9 @@ from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import run
 from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.progress import progress
+from opam.resume import fingerprint, finish, in_shards
 
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 OBJECT_MAPS = Path("data/object_maps.parquet")
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
@@ -48,24 +50,29 @@ def main() -> None:
     params = read_params("colocalization", ColocalizationParams)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
-    backbone = create_backbone(read_params("backbone", BackboneParams)).eval()
+    backbone_params = read_params("backbone", BackboneParams)
+    backbone = create_backbone(backbone_params).eval()
     backbone.to(memory_format=torch.channels_last)
 
     train = manifest.loc[manifest["split"] == "train", "path"].tolist()
     features = feature_maps(backbone, train, [False], params, execution, "principal component")
     mean, component = principal_component(maps[0] for maps in features)
 
-    def rows() -> Iterator[pd.DataFrame]:
-        paths = manifest["path"].tolist()
+    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+        rest = manifest[first:]
+        paths = rest["path"].tolist()
         views = feature_maps(backbone, paths, [False, True], params, execution, "object maps")
-        for image_id, (plain, mirrored) in zip(manifest["image_id"], views, strict=True):
+        for image_id, (plain, mirrored) in zip(rest["image_id"], views, strict=True):
             both = (plain + mirrored[:, :, ::-1]) / 2
             found = project(both, mean, component)
             height, width = found.shape
             row = {"image_id": image_id, "rows": height, "columns": width, "map": found.ravel()}
             yield pd.DataFrame([row])
 
-    write_table_in_pieces(OBJECT_MAPS, "object_maps", rows())
+    key = fingerprint(RAW, MANIFEST, backbone_params, params, execution.same_bits())
+    shards = in_shards("object_maps", key, "object_maps", execution.shard_size, rows_from)
+    write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)
+    finish("object_maps")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import run
 from opam.models.cam_network import CamNetwork, read_network
 from opam.progress import progress
+from opam.resume import fingerprint, finish, in_shards
 from opam.saliency import SaliencyParams, class_activation_map, merge_views, ten_crops
 
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 CLASSNET = Path("data/models/classnet.safetensors")
 SALIENCY = Path("data/saliency.parquet")
@@ -57,8 +59,14 @@ def main() -> None:
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     network, _ = read_network(CLASSNET)
-    rows = saliency_rows(network, manifest, params, execution)
-    write_table_in_pieces(SALIENCY, "saliency", rows)
+
+    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+        return saliency_rows(network, manifest[first:], params, execution)
+
+    key = fingerprint(RAW, MANIFEST, CLASSNET, params, execution.same_bits())
+    shards = in_shards("saliency", key, "saliency", execution.shard_size, rows_from)
+    write_table_in_pieces(SALIENCY, "saliency", shards)
+    finish("saliency")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 Run by itself: ``python stages/filter_patches.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from opam.artifacts import read_table, write_table
+import pandas as pd
+
+from opam.artifacts import read_batches, write_table_in_pieces
 from opam.config import read_params
 from opam.errors import run
 from opam.filtering import FilterParams, keep
@@ -17,10 +20,17 @@ KEPT_PATCHES = Path("data/kept_patches.parquet")
 def main() -> None:
     """Write data/kept_patches.parquet."""
     params = read_params("filter", FilterParams)
-    scores = read_table(PATCH_SCORES, "patch_scores")
-    kept = scores[keep(scores["confidence"].to_numpy(), params.threshold)]
-    write_table(KEPT_PATCHES, "kept_patches", kept)
-    print(f"kept {len(kept)} of {len(scores)} patches")
+    seen = kept = 0
+
+    def kept_rows() -> Iterator[pd.DataFrame]:
+        nonlocal seen, kept
+        for scores in read_batches(PATCH_SCORES, "patch_scores"):
+            rows = scores[keep(scores["confidence"].to_numpy(), params.threshold)]
+            seen, kept = seen + len(scores), kept + len(rows)
+            yield rows
+
+    write_table_in_pieces(KEPT_PATCHES, "kept_patches", kept_rows())
+    print(f"kept {kept} of {seen} patches")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
 Run by itself: ``python stages/propose_patches.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 from joblib import Parallel, delayed
 
-from opam.artifacts import BOX, read_table, write_table
+from opam.artifacts import BOX, read_table, write_table_in_pieces
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
 from opam.images import read_image
 from opam.progress import progress
 from opam.proposals import ProposalParams, propose
+from opam.resume import fingerprint, finish, in_shards
 
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 PROPOSALS = Path("data/proposals.parquet")
 
@@ -29,15 +32,22 @@ def propose_for(image_id: str, path: str, params: ProposalParams) -> pd.DataFram
 def main() -> None:
     """Write data/proposals.parquet."""
     params = read_params("proposals", ProposalParams)
-    workers = max(1, read_params("execution", ExecutionParams).workers)
+    execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
-    jobs = (
-        delayed(propose_for)(image_id, path, params)
-        for image_id, path in zip(manifest["image_id"], manifest["path"], strict=True)
-    )
-    tables = Parallel(n_jobs=workers, return_as="generator")(jobs)
-    rows = list(progress(tables, len(manifest), "selective search"))
-    write_table(PROPOSALS, "proposals", pd.concat(rows))
+
+    def tables_from(first: int) -> Iterator[pd.DataFrame]:
+        rest = manifest[first:]
+        jobs = (
+            delayed(propose_for)(image_id, path, params)
+            for image_id, path in zip(rest["image_id"], rest["path"], strict=True)
+        )
+        tables = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
+        yield from progress(tables, len(rest), "selective search")
+
+    key = fingerprint(RAW, MANIFEST, params)
+    shards = in_shards("proposals", key, "proposals", execution.shard_size, tables_from)
+    write_table_in_pieces(PROPOSALS, "proposals", shards)
+    finish("proposals")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Run by itself: ``python stages/score_images.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
 from opam.models.cam_network import read_network
-from opam.scoring import score_crops
+from opam.resume import fingerprint, finish, in_shards
+from opam.scoring import batch_rows, score_crops
 
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 OBJECTS = Path("data/objects.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
@@ -32,19 +35,36 @@ def score(
     """Mean over a photograph's crops of the probabilities, each crop by its own head."""
     network, settings = read_network(network_path)
     fraction = settings["input_size"] / settings["resize"]
-    scores = score_crops(
-        network,
-        images["path"].tolist(),
-        boxes,
-        settings["input_size"],
-        fraction,
-        execution,
-        f"scoring by {network_path.stem}",
+    image_ids = images["image_id"].to_numpy()
+    counts = np.array([len(each) for each in boxes])
+
+    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+        scores = score_crops(
+            network,
+            images["path"].tolist(),
+            boxes,
+            settings["input_size"],
+            fraction,
+            execution,
+            f"scoring by {network_path.stem}",
+            first,
+        )
+        for batch, probabilities in enumerate(scores, start=first):
+            photograph, crop = batch_rows(batch, counts, execution.batch_size)
+            head = [heads[i][k] for i, k in zip(photograph, crop, strict=True)]
+            own = probabilities[np.arange(len(head)), head]
+            yield pd.DataFrame({"image_id": image_ids[photograph], "probabilities": list(own)})
+
+    name = f"scores_{network_path.stem}"
+    key = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, network_path, execution.same_bits())
+    crops = pd.concat(in_shards(name, key, "crop_scores", execution.shard_size, rows_from))
+    means = {
+        image_id: np.stack(own.to_list()).mean(0)
+        for image_id, own in crops.groupby("image_id", sort=False)["probabilities"]
+    }
+    return images[["image_id", "split", "label"]].assign(
+        probabilities=[means[image_id] for image_id in image_ids]
     )
-    means = [
-        crops[np.arange(len(head)), head].mean(0) for crops, head in zip(scores, heads, strict=True)
-    ]
-    return images[["image_id", "split", "label"]].assign(probabilities=means)
 
 
 def main() -> None:
@@ -68,6 +88,8 @@ def main() -> None:
     ):
         table = score(MODELS / f"{network}.safetensors", images, boxes, heads, execution)
         write_table(SCORES / f"{branch}.parquet", "scores", table)
+    for network in ("classnet", "objectnet", "partnet"):
+        finish(f"scores_{network}")
 
 
 if __name__ == "__main__":

@@ -3,17 +3,21 @@
 Run by itself: ``python stages/score_patches.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from opam.artifacts import BOX, read_table, write_table
+from opam.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
 from opam.models.cam_network import read_network
-from opam.scoring import score_crops
+from opam.resume import fingerprint, finish, in_shards
+from opam.scoring import batch_rows, score_crops
 
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 PROPOSALS = Path("data/proposals.parquet")
 FILTERNET = Path("data/models/filternet.safetensors")
@@ -25,24 +29,37 @@ def main() -> None:
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     training = manifest[manifest["split"] == "train"]
-    proposals = read_table(PROPOSALS, "proposals")
-    proposals = proposals[proposals["image_id"].isin(training["image_id"])]
-    boxes = dict(iter(proposals.groupby("image_id", sort=False)[BOX]))
+    found = read_photographs(PROPOSALS, "proposals")
+    boxes_of = {image_id: rows[BOX].to_numpy() for image_id, rows in found}
+    boxes = [boxes_of[image_id] for image_id in training["image_id"]]
+    counts = np.array([len(each) for each in boxes])
+    image_ids, labels = training["image_id"].to_numpy(), training["label"].to_numpy()
     network, settings = read_network(FILTERNET)
 
-    # A patch is shown whole: it has no margin to crop.
-    scores = score_crops(
-        network,
-        training["path"].tolist(),
-        [boxes[image_id].to_numpy() for image_id in training["image_id"]],
-        settings["input_size"],
-        1.0,
-        execution,
-        "patch scoring",
-    )
-    own = [score[:, 0, label] for score, label in zip(scores, training["label"], strict=True)]
-    proposals = proposals.assign(confidence=np.concatenate(own))
-    write_table(PATCH_SCORES, "patch_scores", proposals)
+    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+        # A patch is shown whole: it has no margin to crop.
+        scores = score_crops(
+            network,
+            training["path"].tolist(),
+            boxes,
+            settings["input_size"],
+            1.0,
+            execution,
+            "patch scoring",
+            first,
+        )
+        for batch, probabilities in enumerate(scores, start=first):
+            photograph, rank = batch_rows(batch, counts, execution.batch_size)
+            crops = [boxes[i][k] for i, k in zip(photograph, rank, strict=True)]
+            own = probabilities[np.arange(len(rank)), 0, labels[photograph]]
+            yield pd.DataFrame(crops, columns=BOX).assign(
+                image_id=image_ids[photograph], rank=rank, confidence=own
+            )
+
+    key = fingerprint(RAW, MANIFEST, PROPOSALS, FILTERNET, execution.same_bits())
+    shards = in_shards("patch_scores", key, "patch_scores", execution.shard_size, rows_from)
+    write_table_in_pieces(PATCH_SCORES, "patch_scores", shards)
+    finish("patch_scores")
 
 
 if __name__ == "__main__":

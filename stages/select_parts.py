@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
+from opam.artifacts import (
+    BOX,
+    read_photographs,
+    read_table,
+    read_table_in_pieces,
+    write_table,
+)
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
@@ -54,16 +60,19 @@ def main() -> None:
     manifest = read_table(MANIFEST, "manifest").set_index("image_id")
     sizes = {i: (int(h), int(w)) for i, h, w in manifest[["height", "width"]].itertuples()}
     objects = read_table(OBJECTS, "objects").set_index("image_id")
-    boxes = dict(iter(read_table(PROPOSALS, "proposals").groupby("image_id", sort=False)[BOX]))
     jobs = (
         delayed(parts_of)(
             row,
             sizes[row.image_id],
             objects.loc[row.image_id, BOX].to_numpy(np.int32),
-            boxes[row.image_id].to_numpy(np.int32),
+            proposals[BOX].to_numpy(np.int32),
             params,
         )
-        for row in read_table_in_pieces(SALIENCY, "saliency")
+        for row, (_, proposals) in zip(
+            read_table_in_pieces(SALIENCY, "saliency"),
+            read_photographs(PROPOSALS, "proposals"),
+            strict=True,
+        )
     )
     found = Parallel(n_jobs=workers, return_as="generator")(jobs)
     rows = [row for rows in progress(found, len(manifest), "parts") for row in rows]

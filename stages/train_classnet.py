@@ -15,9 +15,9 @@ from opam.errors import run
 from opam.filtering import draw_patches
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, write_network
+from opam.resume import finish
 from opam.training import (
     PatchTrainingParams,
-    finish,
     network_settings,
     samples,
     train,

@@ -13,7 +13,8 @@ from opam.device import ExecutionParams
 from opam.errors import run
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, write_network
-from opam.training import TrainingParams, finish, network_settings, train, whole_images
+from opam.resume import finish
+from opam.training import TrainingParams, network_settings, train, whole_images
 
 MANIFEST = Path("data/manifest.parquet")
 FILTERNET = Path("data/models/filternet.safetensors")

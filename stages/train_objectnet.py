@@ -12,7 +12,8 @@ from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import run
 from opam.models.cam_network import read_network, write_network
-from opam.training import TrainingParams, finish, network_settings, samples, train, whole_images
+from opam.resume import finish
+from opam.training import TrainingParams, network_settings, samples, train, whole_images
 
 MANIFEST = Path("data/manifest.parquet")
 OBJECTS = Path("data/objects.parquet")

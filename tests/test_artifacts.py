@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from opam.artifacts import (
-    PIECES_A_ROW_GROUP,
+    MAPS_A_GROUP,
+    ROWS_A_GROUP,
     SCHEMAS,
     atomic,
     read_json,
+    read_photographs,
     read_table,
     read_table_in_pieces,
     write_csv,
@@ -104,11 +106,43 @@ def test_missing_boxes_stay_missing(tmp_path: Path) -> None:
 
 def test_pieces_are_the_whole_and_row_groups_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    whole = _proposals([f"{number:04}" for number in range(2 * PIECES_A_ROW_GROUP + 3)])
-    write_table_in_pieces(path, "proposals", (whole[i : i + 1] for i in range(len(whole))))
-    assert pq.ParquetFile(path).num_row_groups == 3
-    rows = [tuple(row) for row in read_table_in_pieces(path, "proposals")]
+    count = 2 * ROWS_A_GROUP + 3
+    whole = _proposals([f"{number // 100:05}" for number in range(count)])
+    for size in (count, 30_000, 70_001):
+        pieces = (whole[i : i + size] for i in range(0, count, size))
+        write_table_in_pieces(tmp_path / f"{size}.parquet", "proposals", pieces)
+        assert pq.ParquetFile(tmp_path / f"{size}.parquet").num_row_groups == 3
+        assert (tmp_path / f"{size}.parquet").read_bytes() == (
+            tmp_path / f"{count}.parquet"
+        ).read_bytes()
+    rows = [tuple(row) for row in read_table_in_pieces(tmp_path / f"{count}.parquet", "proposals")]
     assert rows == [tuple(row) for row in whole.itertuples(index=False)]
+    write_table(
+        path, "crop_scores", pd.DataFrame({"image_id": ["a"] * 600, "probabilities": [[1.0]] * 600})
+    )
+    assert pq.ParquetFile(path).metadata.row_group(0).num_rows == MAPS_A_GROUP
+
+
+def test_photographs_come_one_by_one_whatever_the_row_groups(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 3000, 80)
+    whole = _proposals([f"{i:03}" for i, count in enumerate(counts) for _ in range(count)])
+    assert len(whole) > ROWS_A_GROUP
+    write_table(tmp_path / "a.parquet", "proposals", whole)
+    found = list(read_photographs(tmp_path / "a.parquet", "proposals"))
+    assert [image_id for image_id, _ in found] == [f"{i:03}" for i in range(len(counts))]
+    assert [len(rows) for _, rows in found] == counts.tolist()
+    again = pd.concat([rows for _, rows in found], ignore_index=True)
+    pd.testing.assert_frame_equal(again, whole, check_dtype=False)
+    write_table(tmp_path / "none.parquet", "proposals", whole[:0])
+    assert list(read_photographs(tmp_path / "none.parquet", "proposals")) == []
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".a.json.x1y2.tmp").write_text("half")
+    (tmp_path / ".b.json.x1y2.tmp").write_text("of another")
+    write_json(tmp_path / "a.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.x1y2.tmp", "a.json"]
 
 
 def test_failing_pieces_leave_no_table(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from opam.crops import (
     shown_box,
 )
 from opam.device import ExecutionParams
+from opam.errors import OpamError
 from opam.models.backbones import Backbone
 from opam.models.cam_network import CamNetwork
-from opam.scoring import _batches, score_crops
+from opam.scoring import _batches, batch_rows, score_crops
 from opam.training import whole_images
 
 
@@ -84,7 +85,7 @@ def test_scores_do_not_depend_on_how_crops_are_batched(photographs: pd.DataFrame
     for batch_size in (1, 4, 64):
         execution = ExecutionParams(device="cpu", workers=0, batch_size=batch_size)
         scores = list(score_crops(network, paths, boxes, 32, 1.0, execution, "test"))
-        assert [score.shape for score in scores] == [(len(each), 2, 3) for each in boxes]
+        assert [len(score) for score in scores[:-1]] == [batch_size] * (len(scores) - 1)
         by_size.append(np.concatenate(scores))
     np.testing.assert_allclose(by_size[0], by_size[1], atol=1e-5)
     np.testing.assert_allclose(by_size[0], by_size[2], atol=1e-5)
@@ -94,9 +95,67 @@ def test_scores_do_not_depend_on_how_crops_are_batched(photographs: pd.DataFrame
     np.testing.assert_allclose(by_size[0][3:10], expected, atol=1e-5)
 
 
+def test_scoring_begins_at_any_batch_and_gives_the_same_bits(photographs: pd.DataFrame) -> None:
+    torch.manual_seed(0)
+    network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()
+    counts = np.array([3, 0, 7, 1, 2, 0, 4, 1, 1, 1, 9, 0])
+    boxes = [np.tile([0, 0, 40, 30], (count, 1)) + np.arange(count)[:, None] for count in counts]
+    paths = photographs["path"].tolist()
+    execution = ExecutionParams(device="cpu", workers=0, batch_size=4)
+    every = list(score_crops(network, paths, boxes, 32, 1.0, execution, "all"))
+    assert len(every) == 8
+    for first in (1, 3, 7, 8):
+        rest = list(score_crops(network, paths, boxes, 32, 1.0, execution, "rest", first))
+        assert len(rest) == 8 - first
+        for one, other in zip(rest, every[first:], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_rows_of_batches_are_those_of_the_photographs() -> None:
+    counts = np.array([3, 0, 7, 1])
+    rows = [batch_rows(batch, counts, 4) for batch in range(3)]
+    photographs = np.concatenate([photograph for photograph, _ in rows])
+    crops = np.concatenate([crop for _, crop in rows])
+    assert photographs.tolist() == [0] * 3 + [2] * 7 + [3]
+    assert crops.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 0]
+
+
+class SmallMemory(torch.nn.Module):
+    """A network on a device that holds ``limit`` crops."""
+
+    heads, classes = 1, 2
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.batches: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.limit:
+            raise torch.cuda.OutOfMemoryError("full")
+        self.batches.append(len(images))
+        return images.float().mean((2, 3))[:, None, :2]
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_halved(
+    photographs: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = [np.tile([0, 0, 40, 30], (5, 1)) + np.arange(5)[:, None]] * 12
+    paths = photographs["path"].tolist()
+    execution = ExecutionParams(device="cpu", workers=0, batch_size=16)
+    plenty, little = SmallMemory(16), SmallMemory(5)
+    expected = list(score_crops(plenty, paths, boxes, 32, 1.0, execution, "plenty"))  # type: ignore[arg-type]
+    found = list(score_crops(little, paths, boxes, 32, 1.0, execution, "little"))  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=1e-6)
+    assert little.batches == [4] * 15
+    assert "on with 4 crops a batch" in capsys.readouterr().err
+    with pytest.raises(OpamError, match="does not fit the GPU's memory"):
+        list(score_crops(SmallMemory(0), paths, boxes, 32, 1.0, execution, "none"))  # type: ignore[arg-type]
+
+
 def test_photographs_without_any_crop(photographs: pd.DataFrame) -> None:
     network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()
     execution = ExecutionParams(device="cpu", workers=0)
     empty = [np.zeros((0, 4))] * 2
     scores = score_crops(network, photographs["path"].tolist()[:2], empty, 32, 1.0, execution, "x")
-    assert [score.shape for score in scores] == [(0, 1, 3)] * 2
+    assert list(scores) == []

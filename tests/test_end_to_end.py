@@ -110,7 +110,7 @@ def test_scripts_without_dvc_give_the_same_bytes(
 ) -> None:
     folder = project(tmp_path_factory.mktemp("scripts"))
     params = small_params()
-    params["execution"]["workers"] = 1
+    params["execution"] |= {"workers": 1, "shard_size": 3}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for name in STAGES:
         done = call(folder, sys.executable, f"stages/{name}.py")

@@ -53,6 +53,8 @@ EXPECTED: dict[str, list[str]] = {
     "execution.threads": [],
     "execution.workers": [],
     "execution.batch_size": [],
+    "execution.shard_size": [],
+    "execution.deterministic": [],
     "execution.tensorboard": [],
     "dataset.name": ALL,
     "dataset.path": ALL,

@@ -12,9 +12,9 @@ from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, write_network
+from opam.resume import finish
 from opam.training import (
     TrainingParams,
-    finish,
     head_weights,
     hits,
     loss_over_heads,

@@ -1,13 +1,16 @@
 """Artifacts: what each table holds, and reading and writing that never leaves half a file."""
 
+import glob
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +20,9 @@ from opam.errors import OpamError
 BOX = ["x0", "y0", "x1", "y1"]
 GT_BOX = ["gt_x0", "gt_y0", "gt_x1", "gt_y1"]
 
-PIECES_A_ROW_GROUP = 256
+ROWS_A_GROUP = 65_536
+MAPS_A_GROUP = 256
+"""Rows of a parquet row group; fewer where a row holds a map or a list of probabilities."""
 
 _ID = {"image_id": pa.string()}
 _BOX = {name: pa.int32() for name in BOX}
@@ -85,6 +90,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "label": pa.int32(),
             "probabilities": pa.list_(pa.float32()),
         },
+        "crop_scores": {**_ID, "probabilities": pa.list_(pa.float32())},
         "predictions": {
             **_ID,
             "split": pa.string(),
@@ -111,6 +117,8 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)  # by a run that was killed
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         os.close(handle)
@@ -166,18 +174,27 @@ def write_table(path: Path, schema: str, table: pd.DataFrame) -> None:
 
 
 def write_table_in_pieces(path: Path, schema: str, pieces: Iterable[pd.DataFrame]) -> None:
-    """Write a table that need not fit in memory: ``pieces`` are written as they come."""
+    """Write a table that need not fit in memory: ``pieces`` are written as they come.
+
+    How the rows are cut into pieces changes no byte of the file.
+    """
     columns = SCHEMAS[schema]
+    size = _rows_a_group(schema)
     with atomic(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as to:
-        waiting: list[pa.Table] = []
+        waiting = columns.empty_table()
         for piece in pieces:
             rows = pa.Table.from_pandas(piece[columns.names], columns, preserve_index=False)
-            waiting.append(rows.replace_schema_metadata(None))
-            if len(waiting) == PIECES_A_ROW_GROUP:
-                to.write_table(pa.concat_tables(waiting))
-                waiting = []
-        if waiting:
-            to.write_table(pa.concat_tables(waiting))
+            waiting = pa.concat_tables([waiting, rows.replace_schema_metadata(None)])
+            while len(waiting) >= size:
+                to.write_table(waiting.slice(0, size).combine_chunks())
+                waiting = waiting.slice(size)
+        if len(waiting):
+            to.write_table(waiting.combine_chunks())
+
+
+def _rows_a_group(schema: str) -> int:
+    lists = any(pa.types.is_list(column.type) for column in SCHEMAS[schema])
+    return MAPS_A_GROUP if lists else ROWS_A_GROUP
 
 
 def read_table(path: Path, schema: str) -> pd.DataFrame:
@@ -197,8 +214,38 @@ def read_table_in_pieces(path: Path, schema: str) -> Iterator[Any]:
         OpamError: as `read_table`.
     """
     with _open_table(path, schema) as file:
-        for batch in file.iter_batches(PIECES_A_ROW_GROUP):
+        for batch in file.iter_batches(_rows_a_group(schema)):
             yield from batch.to_pandas().itertuples(index=False)
+
+
+def read_batches(path: Path, schema: str) -> Iterator[pd.DataFrame]:
+    """Yield a table in parts of some ten thousand rows.
+
+    Raises:
+        OpamError: as `read_table`.
+    """
+    with _open_table(path, schema) as file:
+        for batch in file.iter_batches(_rows_a_group(schema)):
+            yield batch.to_pandas()
+
+
+def read_photographs(path: Path, schema: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each photograph's ``image_id`` and rows, in the order of the table.
+
+    Raises:
+        OpamError: as `read_table`.
+    """
+    waiting = None
+    for batch in read_batches(path, schema):
+        waiting = batch if waiting is None else pd.concat([waiting, batch], ignore_index=True)
+        changes = np.flatnonzero(waiting["image_id"].to_numpy()[1:] != waiting["image_id"][:-1])
+        starts = [0, *(changes + 1)]
+        for start, end in pairwise(starts):
+            rows = waiting.iloc[start:end]
+            yield str(rows["image_id"].iloc[0]), rows
+        waiting = waiting.iloc[starts[-1] :].reset_index(drop=True)
+    if waiting is not None and len(waiting):
+        yield str(waiting["image_id"].iloc[0]), waiting
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +33,20 @@ class ExecutionParams(Params):
         description="processes that decode photographs; results do not depend on it",
     )
     batch_size: int = Field(64, ge=1, le=4096, description="images a batch in scoring")
+    shard_size: int = Field(
+        64,
+        ge=1,
+        description="photographs (in scoring: batches) that are kept on disk together, for a run "
+        "that is killed; results do not depend on it",
+    )
+    deterministic: bool = Field(
+        False, description="CUDA: only algorithms that give the same bits again; slower"
+    )
     tensorboard: bool = Field(False, description="training curves for TensorBoard too")
+
+    def same_bits(self) -> dict[str, object]:
+        """What the last bits of a network's outputs depend on."""
+        return self.model_dump(include={"device", "threads", "batch_size", "deterministic"})
 
 
 def prepare_device(params: ExecutionParams) -> torch.device:
@@ -48,6 +62,9 @@ def prepare_device(params: ExecutionParams) -> torch.device:
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(params.threads)
+    if params.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     threadpool_limits(1, user_api="blas")
     _keep_freed_memory()
     available = torch.cuda.is_available()

@@ -1,5 +1,6 @@
 """Scores of crops: softmax probabilities by a trained network, in batches over photographs."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from opam.crops import PhotographCrops, centre_boxes, load_photographs
 from opam.device import ExecutionParams, autocast, prepare_device
+from opam.errors import OpamError
 from opam.models.cam_network import CamNetwork
 from opam.progress import progress
 
@@ -19,10 +21,12 @@ def score_crops(
     fraction: float,
     execution: ExecutionParams,
     description: str,
+    first_batch: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Score the crops of each photograph: yields float32 N_i x heads x C, one a photograph.
+    """Score all crops of all photographs in order: yields float32 B x heads x C, batch by batch.
 
-    Photographs are decoded once each and scored as they come; no more than a batch waits.
+    Batches run over the photographs' borders. Photographs are decoded once each and scored as
+    they come; no more than a batch waits. A batch that the GPU's memory does not hold is halved.
 
     Args:
         network: in evaluation mode.
@@ -30,28 +34,69 @@ def score_crops(
         boxes: int N_i x 4 an item, in pixels; N_i may be 0.
         size: side of a crop as the network sees it.
         fraction: shown part of each box's sides, centred (see `opam.crops`).
-        execution: device, threads, workers, batch size.
+        execution: device, threads, workers, batch size B; the last batch may be smaller.
         description: shown with the progress.
+        first_batch: where to begin.
+
+    Raises:
+        OpamError: not one crop fits the GPU's memory.
     """
     device = prepare_device(execution)
     network.to(device)
-    shown = [centre_boxes(each, fraction) for each in boxes]
-    crops = load_photographs(PhotographCrops(paths, shown, size), execution.workers)
-    crops = progress(crops, len(paths), description)
-    counts = iter([len(each) for each in boxes])
-    count = next(counts, None)
-    waiting = np.zeros((0, network.heads, network.classes), dtype=np.float32)
+    before = np.cumsum([0, *map(len, boxes)])
+    first_crop = first_batch * execution.batch_size
+    first = int(np.searchsorted(before[1:], first_crop, side="right"))
+    shown = [centre_boxes(each, fraction) for each in boxes[first:]]
+    if shown:
+        shown[0] = shown[0][first_crop - before[first] :]
+    crops = load_photographs(PhotographCrops(paths[first:], shown, size), execution.workers)
+    crops = progress(crops, len(shown), description)
+    limit = execution.batch_size
     for batch in _batches(crops, execution.batch_size):
-        with torch.inference_mode(), autocast(device):
-            logits = network(batch.to(device))
-        waiting = np.concatenate([waiting, logits.float().softmax(2).cpu().numpy()])
-        while count is not None and len(waiting) >= count:
-            yield waiting[:count]
-            waiting = waiting[count:]
-            count = next(counts, None)
-    while count is not None:  # photographs without crops, when there was no batch at all
-        yield waiting[:count]
-        count = next(counts, None)
+        scores = None
+        while scores is None:
+            try:
+                parts = [
+                    _probabilities(network, part, device) for part in torch.split(batch, limit)
+                ]
+                scores = np.concatenate(parts)
+            except torch.cuda.OutOfMemoryError:
+                if limit == 1:
+                    raise OpamError(
+                        f"{description}: one crop of {size} pixels does not fit the GPU's memory; "
+                        "free it, or set execution.device: cpu"
+                    ) from None
+            if scores is None:
+                limit //= 2
+                torch.cuda.empty_cache()
+                print(
+                    f"{description}: GPU memory is full, on with {limit} crops a batch",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        yield scores
+
+
+def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which crops a batch of `score_crops` holds.
+
+    Args:
+        batch: its number, from 0.
+        counts: int N, crops of each photograph.
+        batch_size: crops a batch.
+
+    Returns:
+        For each crop the photograph's index, and the crop's index within the photograph.
+    """
+    before = np.cumsum([0, *counts])
+    rows = np.arange(batch * batch_size, min((batch + 1) * batch_size, before[-1]))
+    photograph = np.searchsorted(before[1:], rows, side="right")
+    return photograph, rows - before[photograph]
+
+
+def _probabilities(network: CamNetwork, crops: torch.Tensor, device: torch.device) -> np.ndarray:
+    with torch.inference_mode(), autocast(device):
+        return network(crops.to(device)).float().softmax(2).cpu().numpy()
 
 
 def _batches(items: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

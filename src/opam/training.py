@@ -29,8 +29,8 @@ from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.models.cam_network import CamNetwork
 from opam.progress import progress
+from opam.resume import RESUME, fingerprint
 
-RESUME = Path(".resume")
 CURVES = Path("data/curves")
 
 
@@ -180,14 +180,14 @@ def train(
         weight_decay=params.weight_decay,
     )
     first = epoch_samples(0)
-    fingerprint = _fingerprint(network, first, val_samples, params, seed)
+    key = _key(network, first, val_samples, params, seed)
     model, optimizer = fabric.setup(network, optimizer)
 
     checkpoint = RESUME / f"{name}.pt"
     history: list[dict[str, float]] = []
     best_state: dict[str, torch.Tensor] = {}
     iteration = 0
-    saved = _read_checkpoint(checkpoint, fingerprint)
+    saved = _read_checkpoint(checkpoint, key)
     if saved:
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -248,7 +248,7 @@ def train(
             _write_checkpoint(
                 checkpoint,
                 {
-                    "fingerprint": fingerprint,
+                    "key": key,
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history,
@@ -260,11 +260,6 @@ def train(
         range(len(history)), key=lambda e: (history[e]["val_accuracy"], -history[e]["val_loss"], -e)
     )
     return Trained(best_state, best, history)
-
-
-def finish(name: str) -> None:
-    """Remove the checkpoint of a training whose result is safely written."""
-    (RESUME / f"{name}.pt").unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -317,7 +312,7 @@ def _batches(
         yield tuple(part.to(fabric.device, non_blocking=True) for part in batch)
 
 
-def _fingerprint(
+def _key(
     network: CamNetwork,
     first: pd.DataFrame,
     val: pd.DataFrame,
@@ -325,7 +320,7 @@ def _fingerprint(
     seed: int,
 ) -> str:
     """What a checkpoint must agree with to be resumed."""
-    digest = hashlib.sha256(f"{params.model_dump_json()} {seed}".encode())
+    digest = hashlib.sha256(fingerprint(params, seed).encode())
     for table in (first, val):
         digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
     for value in network.state_dict().values():
@@ -333,7 +328,7 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -341,7 +336,7 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     except Exception:  # a damaged checkpoint costs time, never the run
         print(f"{path}: unreadable, training starts anew", file=sys.stderr)
         return None
-    return saved if saved["fingerprint"] == fingerprint else None
+    return saved if isinstance(saved, dict) and saved.get("key") == key else None
 
 
 def _write_checkpoint(path: Path, content: dict[str, Any]) -> None:
