@@ -13,9 +13,9 @@ from opam.artifacts import BOX, read_table, write_json, write_table
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_photographs
 from opam.device import ExecutionParams, autocast, prepare_device
-from opam.errors import run
 from opam.models.cam_network import read_network
 from opam.progress import progress
+from opam.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 PARTS = Path("data/parts.parquet")

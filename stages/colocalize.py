@@ -15,10 +15,10 @@ from opam.colocalization import ColocalizationParams, principal_component, proje
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_photographs
 from opam.device import ExecutionParams, autocast, prepare_device
-from opam.errors import run
 from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.progress import progress
 from opam.resume import fingerprint, finish, in_shards
+from opam.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

@@ -19,7 +19,6 @@ from opam.artifacts import (
     write_table,
 )
 from opam.config import read_params
-from opam.errors import run
 from opam.fusion import fuse
 from opam.metrics import (
     EvaluationParams,
@@ -29,6 +28,7 @@ from opam.metrics import (
     mcnemar_p,
     part_locations,
 )
+from opam.stage import run
 
 DATA = Path("data")
 BRANCHES = ("original", "object", "part")

@@ -11,10 +11,10 @@ import pandas as pd
 
 from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
 from opam.config import read_params
-from opam.errors import run
 from opam.objects import ObjectParams, find_object
 from opam.progress import progress
 from opam.saliency import to_image
+from opam.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 SALIENCY = Path("data/saliency.parquet")

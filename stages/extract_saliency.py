@@ -13,11 +13,11 @@ from opam.artifacts import read_table, write_table_in_pieces
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_photographs
 from opam.device import ExecutionParams, autocast, prepare_device
-from opam.errors import run
 from opam.models.cam_network import CamNetwork, read_network
 from opam.progress import progress
 from opam.resume import fingerprint, finish, in_shards
 from opam.saliency import SaliencyParams, class_activation_map, merge_views, ten_crops
+from opam.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

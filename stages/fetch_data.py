@@ -9,7 +9,7 @@ from pathlib import Path
 from opam.archive import pack
 from opam.config import read_params
 from opam.datasets import DatasetParams, fetch
-from opam.errors import run
+from opam.stage import run
 
 RAW = Path("data/raw.zip")
 

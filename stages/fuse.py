@@ -9,8 +9,8 @@ import numpy as np
 
 from opam.artifacts import read_table, write_json
 from opam.config import read_params
-from opam.errors import run
 from opam.fusion import FusionParams, search_weights
+from opam.stage import run
 
 SCORES = Path("data/scores")
 FUSION = Path("data/fusion.json")

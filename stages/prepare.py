@@ -9,8 +9,8 @@ from opam.artifacts import write_csv, write_json, write_table
 from opam.config import read_params
 from opam.datasets import DatasetName, read
 from opam.device import ExecutionParams
-from opam.errors import run
 from opam.preparation import PrepareParams, check_photographs, leave_out_bad, make_manifest
+from opam.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

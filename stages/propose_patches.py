@@ -12,11 +12,11 @@ from joblib import Parallel, delayed
 from opam.artifacts import BOX, read_table, write_table_in_pieces
 from opam.config import read_params
 from opam.device import ExecutionParams
-from opam.errors import run
 from opam.images import read_image
 from opam.progress import progress
 from opam.proposals import ProposalParams, propose
 from opam.resume import fingerprint, finish, in_shards
+from opam.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

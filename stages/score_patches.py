@@ -12,10 +12,10 @@ import pandas as pd
 from opam.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
 from opam.config import read_params
 from opam.device import ExecutionParams
-from opam.errors import run
 from opam.models.cam_network import read_network
 from opam.resume import fingerprint, finish, in_shards
 from opam.scoring import batch_rows, score_crops
+from opam.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

@@ -19,10 +19,10 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.device import ExecutionParams
-from opam.errors import run
 from opam.parts import PartParams, select_parts
 from opam.progress import progress
 from opam.saliency import to_image
+from opam.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 SALIENCY = Path("data/saliency.parquet")

@@ -11,11 +11,11 @@ import torch
 from opam.artifacts import read_table
 from opam.config import read_params
 from opam.device import ExecutionParams
-from opam.errors import run
 from opam.filtering import draw_patches
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, write_network
 from opam.resume import finish
+from opam.stage import run
 from opam.training import (
     PatchTrainingParams,
     network_settings,

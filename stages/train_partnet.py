@@ -13,9 +13,9 @@ import pandas as pd
 from opam.artifacts import read_json, read_table
 from opam.config import read_params
 from opam.device import ExecutionParams
-from opam.errors import run
 from opam.models.cam_network import read_network, with_heads, write_network
 from opam.resume import finish
+from opam.stage import run
 from opam.training import TrainingParams, network_settings, samples, train, whole_images
 
 MANIFEST = Path("data/manifest.parquet")

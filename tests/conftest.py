@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from small_project import Undisturbed, run_undisturbed
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,3 +23,9 @@ def photographs(tmp_path: Path) -> pd.DataFrame:
         rows.append((path.name, str(path), label, "train" if number < 8 else "val", 80, 60))
     columns = ["image_id", "path", "label", "split", "width", "height"]
     return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """All stages on a few drawn birds."""
+    return run_undisturbed(tmp_path_factory.mktemp("undisturbed"))

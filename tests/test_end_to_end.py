@@ -1,9 +1,7 @@
 """Every stage, on a handful of drawn birds: under DVC, without DVC, again, and after a change."""
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from small_project import STAGES, Undisturbed, call, digests, dvc, project, small_params
 
 from opam.artifacts import SCHEMAS, read_json, read_table
 
-ROOT = Path(__file__).parents[1]
-STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 TABLES = {
     "manifest": "manifest",
     "keypoints": "keypoints",
@@ -37,67 +34,9 @@ TABLES = {
 pytestmark = pytest.mark.slow
 
 
-def small_params() -> dict:
-    params = yaml.safe_load((ROOT / "presets/synthetic.yaml").read_text())
-    params["dataset"]["synthetic_birds"] |= {"train_per_class": 4, "test_per_class": 2}
-    params["prepare"]["val_fraction"] = 0.5
-    params["proposals"]["max_boxes"] = 10
-    params["fusion"]["folds"] = 2
-    params["filter"]["threshold"] = 0.05
-    for network in ("filternet", "classnet", "objectnet", "partnet"):
-        params[network] |= {"epochs": 1, "input_size": 64, "resize": 72}
-    params["saliency"] |= {"input_size": 64}
-    params["colocalization"] |= {"input_size": 64}
-    return params
-
-
-def project(folder: Path) -> Path:
-    """A copy of the project's own files, as a git repository with small params."""
-    for name in ("src", "stages", ".dvc", "dvc.yaml", ".gitignore"):
-        source = ROOT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns(
-                "cache", "tmp", "__pycache__", "*.egg-info", "config.local"
-            )
-            shutil.copytree(source, folder / name, ignore=ignored)
-        else:
-            shutil.copy(source, folder / name)
-    (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-        subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=folder, check=True
-        )
-    return folder
-
-
-def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(folder / "src")}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    done = call(folder, sys.executable, "-m", "dvc", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((folder / "data").rglob("*"))
-        if path.is_file() and path.name != ".gitignore"
-    }
-
-
 @pytest.fixture(scope="module")
-def repro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = project(tmp_path_factory.mktemp("repro"))
-    shown = dvc(folder, "repro")
-    assert [name for name in STAGES if f"Running stage '{name}'" in shown] == STAGES
-    return folder
+def repro(undisturbed: Undisturbed) -> Path:
+    return undisturbed.folder
 
 
 def test_a_second_repro_runs_nothing(repro: Path) -> None:
@@ -105,8 +44,8 @@ def test_a_second_repro_runs_nothing(repro: Path) -> None:
     assert "up to date" in dvc(repro, "status")
 
 
-def test_scripts_without_dvc_give_the_same_bytes(
-    repro: Path, tmp_path_factory: pytest.TempPathFactory
+def test_other_workers_and_shards_without_dvc_give_the_same_bytes(
+    undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = project(tmp_path_factory.mktemp("scripts"))
     params = small_params()
@@ -115,7 +54,8 @@ def test_scripts_without_dvc_give_the_same_bytes(
     for name in STAGES:
         done = call(folder, sys.executable, f"stages/{name}.py")
         assert done.returncode == 0, done.stderr
-    assert digests(folder) == digests(repro)
+    assert digests(folder) == undisturbed.digests
+    assert list((folder / ".resume").glob("*/*")) == []
 
 
 @pytest.mark.parametrize(("file", "schema"), TABLES.items())

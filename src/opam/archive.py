@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from opam.artifacts import atomic
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 from opam.progress import progress
 
 FIRST_DATE = (1980, 1, 1, 0, 0, 0)
@@ -104,7 +104,7 @@ def read_file(path: Path | str) -> bytes:
     except KeyError:
         raise FileNotFoundError(str(path)) from None
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise OpamError(f"{path}: damaged ({error}); run `dvc repro -f fetch_data`") from None
+        raise _damaged(path, error) from None
 
 
 def names(folder: zipfile.Path) -> list[PurePosixPath]:
@@ -124,7 +124,11 @@ def _opened(archive: str) -> zipfile.ZipFile:
     except FileNotFoundError:
         raise OpamError(f"{archive}: not found; run `dvc repro` to make it") from None
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise OpamError(f"{archive}: damaged ({error}); run `dvc repro -f fetch_data`") from None
+        raise _damaged(archive, error) from None
+
+
+def _damaged(path: Path | str, error: Exception) -> OpamError:
+    return OpamError(f"{path}: damaged ({cause(error)}); run `dvc repro -f fetch_data`")
 
 
 @lru_cache(maxsize=2)

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 
 BOX = ["x0", "y0", "x1", "y1"]
 GT_BOX = ["gt_x0", "gt_y0", "gt_x1", "gt_y1"]
@@ -159,9 +159,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OpamError(
-            f"{path}: not valid JSON ({error}); remove it and run `dvc repro`"
+            f"{path}: not valid JSON ({cause(error)}); remove it and run `dvc repro`"
         ) from None
 
 
@@ -260,7 +260,7 @@ def _open_table(path: Path, schema: str) -> Iterator[pq.ParquetFile]:
             yield file
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise OpamError(
-            f"{path}: cannot be read ({error}); remove it and run `dvc repro`"
+            f"{path}: cannot be read ({cause(error)}); remove it and run `dvc repro`"
         ) from None

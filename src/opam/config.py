@@ -5,13 +5,14 @@ of its own steps and on no others.
 """
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 
 SECTIONS = (
     "seed",
@@ -59,15 +60,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run from the project's top folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise OpamError(f"{path}: not valid YAML ({where}); correct the file") from None
+    except OSError as error:
+        raise OpamError(f"{path}: cannot be read ({cause(error)}); correct it") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, say
+        raise OpamError(f"{path}: not valid YAML ({cause(error)}); correct the file") from None
     if not isinstance(content, dict):
         raise OpamError(f"{path}: expected sections such as 'dataset:', found none")
     for name in content:
         if name not in SECTIONS:
+            known = ", ".join(SECTIONS)
             raise OpamError(
-                f"{path}: unknown parameter '{name}'; known sections: {', '.join(SECTIONS)}"
+                f"{path}: unknown parameter '{str(name)[:80]}'; known sections: {known}"
             )
     return content
 
@@ -85,7 +88,11 @@ def read_params(section: str, kind: type[T], path: Path | None = None) -> T:
             range; every such value is named by its dotted name.
     """
     path = path or params_path()
-    content: Any = read_yaml(path)
+    return section_of(read_yaml(path), section, kind, path)
+
+
+def section_of(content: Any, section: str, kind: type[T], path: Path) -> T:
+    """One section of what `read_yaml` read from ``path``; else as `read_params`."""
     for key in section.split("."):
         if not isinstance(content, dict) or key not in content:
             raise OpamError(f"{path}: '{section}' is missing; see presets/ for a full file")
@@ -106,5 +113,7 @@ def _lines(section: str, error: ValidationError) -> list[str]:
             lines.append(f"parameter '{name}' is missing; add it")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"parameter '{name}' is {problem['input']!r}: {message}; correct it")
+            lines.append(
+                f"parameter '{name}' is {reprlib.repr(problem['input'])}: {message}; correct it"
+            )
     return lines

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from opam.archive import read_file
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 
 MAX_PIXELS = 100_000_000
 """Larger photographs are refused: a small file can unpack to fill the memory."""
@@ -42,7 +42,9 @@ def _open_upright(path: Path | str) -> Image.Image:
     except OpamError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise OpamError(f"{path}: cannot be decoded ({error}); replace the photograph") from None
+        raise OpamError(
+            f"{path}: cannot be decoded ({cause(error)}); replace the photograph"
+        ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

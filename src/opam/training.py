@@ -6,6 +6,7 @@ A sample table has a row per crop: ``path`` of the photograph, box ``x0, y0, x1,
 
 import hashlib
 import importlib.util
+import io
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -340,8 +341,10 @@ def _read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _line(epoch: int, row: dict[str, float]) -> str:

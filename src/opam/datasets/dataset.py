@@ -1,30 +1,21 @@
 """What every data set becomes, and the small tools its adapter needs."""
 
-import lzma
+import io
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
 
 from opam.artifacts import GT_BOX
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 
 KEYPOINT_COLUMNS = ["image_id", "part", "x", "y", "visible"]
-
-UNPACKING_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,  # an encrypted member, or a method of compression that Python lacks
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,9 @@ def read_rows(path: zipfile.Path, columns: int, separator: str | None = None) ->
     except UnicodeDecodeError:
         raise OpamError(f"{path}: is not text; restore the file") from None
     except zipfile.BadZipFile as error:
-        raise OpamError(f"{path}: damaged ({error}); run `dvc repro -f fetch_data`") from None
+        raise OpamError(
+            f"{path}: damaged ({cause(error)}); run `dvc repro -f fetch_data`"
+        ) from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -110,6 +103,29 @@ def read_rows(path: zipfile.Path, columns: int, separator: str | None = None) ->
             )
         rows.append(fields)
     return rows
+
+
+def read_mat(path: zipfile.Path, key: str) -> np.ndarray:
+    """A variable of a MATLAB file, flat; structures as rows with named fields.
+
+    Raises:
+        OpamError: missing, damaged, or without that variable.
+    """
+    existing(path, "restore the data set as its publisher lays it out")
+    # SciPy's reader crashes on some damaged files: then a process of its own ends.
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(_load_mat, path.read_bytes(), key).result()
+        except Exception as error:  # damaged files raise many types
+            raise OpamError(
+                f"{path}: cannot be read as .mat ({cause(error)}); restore the file"
+            ) from None
+
+
+def _load_mat(content: bytes, key: str) -> np.ndarray:
+    from scipy.io import loadmat
+
+    return np.atleast_1d(loadmat(io.BytesIO(content), squeeze_me=True)[key]).ravel()
 
 
 def numbers(values: Iterable[str], path: zipfile.Path) -> list[float]:
@@ -178,9 +194,11 @@ def take_over(source: Path, raw: Path) -> Path:
                 # The checksum stands behind the last byte, and extraction stops before it.
                 while tar.fileobj is not None and tar.fileobj.read(1 << 20):
                     pass
-    except UNPACKING_ERRORS as error:
+    except OpamError:
+        raise
+    except Exception as error:  # damaged archives raise many types
         raise OpamError(
-            f"{source}: cannot be unpacked ({_cause(error)}); fetch the archive again"
+            f"{source}: cannot be unpacked ({cause(error)}); fetch the archive again"
         ) from None
     return raw
 
@@ -196,11 +214,6 @@ def _fits(size: int, folder: Path, archive: Path) -> None:
         raise OpamError(
             f"{archive}: unpacks to {size} bytes, but {folder} has {free} left; free space"
         )
-
-
-def _cause(error: Exception) -> str:
-    """The first cause in one line: tar tells of each format it tried."""
-    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
 
 
 def inner_folder(raw: zipfile.Path, name: str, marks: Sequence[str]) -> zipfile.Path:
@@ -237,7 +250,7 @@ def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str
         getattr(torchvision.datasets, loader)(str(raw), download=True)
     except Exception as error:  # urllib, ssl and torchvision raise many types
         raise OpamError(
-            f"dataset.path: '{name}' cannot be downloaded ({error}); download it elsewhere and "
-            "give its folder"
+            f"dataset.path: '{name}' cannot be downloaded ({cause(error)}); download it elsewhere "
+            "and give its folder"
         ) from None
     return raw

@@ -1,6 +1,5 @@
 """Oxford Flowers 102 (Nilsback and Zisserman, 2008); its train and val are our train."""
 
-import io
 import zipfile
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from opam.datasets.dataset import (
     Dataset,
     below,
     dataset,
-    existing,
     inner_folder,
+    read_mat,
     take_over_or_download,
 )
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 
 
 def fetch(raw: Path, source: Path | None) -> Path:
@@ -25,10 +24,10 @@ def fetch(raw: Path, source: Path | None) -> Path:
 def read(raw: zipfile.Path) -> Dataset:
     """Read imagelabels.mat and setid.mat; classes are named by their number."""
     root = inner_folder(raw, "flowers-102", ["jpg", "imagelabels.mat", "setid.mat"])
-    labels = _load(root / "imagelabels.mat", "labels")
+    labels = _integers(root / "imagelabels.mat", "labels")
     rows = []
     for split, key in (("train", "trnid"), ("train", "valid"), ("test", "tstid")):
-        for number in _load(root / "setid.mat", key):
+        for number in _integers(root / "setid.mat", key):
             if not 1 <= number <= len(labels):
                 raise OpamError(f"{root / 'imagelabels.mat'}: no label for image {number}")
             image_id = f"image_{number:05}.jpg"
@@ -37,11 +36,10 @@ def read(raw: zipfile.Path) -> Dataset:
     return dataset(pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"]))
 
 
-def _load(path: zipfile.Path, key: str) -> list[int]:
-    from scipy.io import loadmat
-
-    existing(path, "restore the data set as its publisher lays it out")
+def _integers(path: zipfile.Path, key: str) -> list[int]:
     try:
-        return [int(value) for value in loadmat(io.BytesIO(path.read_bytes()))[key].ravel()]
-    except Exception as error:  # damaged files raise many types
-        raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None
+        return [int(value) for value in read_mat(path, key)]
+    except (ValueError, TypeError) as error:
+        raise OpamError(
+            f"{path}: {key} holds more than numbers ({cause(error)}); restore it"
+        ) from None

@@ -1,6 +1,5 @@
 """Stanford Cars (Krause et al., 2013): 196 makes, models and years, with boxes."""
 
-import io
 import zipfile
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from opam.artifacts import GT_BOX
-from opam.datasets.dataset import Dataset, below, dataset, existing, inner_folder, take_over
-from opam.errors import OpamError
+from opam.datasets.dataset import Dataset, below, dataset, inner_folder, read_mat, take_over
+from opam.errors import OpamError, cause
 
 LAYOUT = (
     "cars_train/, cars_test/, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
@@ -37,14 +36,14 @@ def read(raw: zipfile.Path) -> Dataset:
         OpamError: files missing, damaged, without their fields, or not matching each other.
     """
     root = inner_folder(raw, "stanford_cars", ["cars_train", "cars_test", "devkit"])
-    names = _load(root / "devkit" / "cars_meta.mat", "class_names")
+    names = read_mat(root / "devkit" / "cars_meta.mat", "class_names")
     classes = [str(name).replace("/", "-") for name in names]
     rows = []
     for split, file in (
         ("train", root / "devkit" / "cars_train_annos.mat"),
         ("test", root / "cars_test_annos_withlabels.mat"),
     ):
-        for row in _load(file, "annotations"):
+        for row in read_mat(file, "annotations"):
             label, name, box = _annotation(row, file)
             if not 1 <= label <= len(classes):
                 raise OpamError(f"{file}: class {label} is not among the {len(classes)} named")
@@ -64,16 +63,6 @@ def _annotation(row: np.void, file: zipfile.Path) -> tuple[int, str, tuple[int, 
         return int(row["class"]), str(row["fname"]), (x0 - 1, y0 - 1, x1, y1)
     except (ValueError, TypeError, IndexError) as error:
         raise OpamError(
-            f"{file}: a row lacks its class, file name or box ({error}); a folder with {LAYOUT} "
-            "is expected"
+            f"{file}: a row lacks its class, file name or box ({cause(error)}); a folder with "
+            f"{LAYOUT} is expected"
         ) from None
-
-
-def _load(path: zipfile.Path, key: str) -> np.ndarray:
-    from scipy.io import loadmat
-
-    existing(path, f"a folder with {LAYOUT} is expected")
-    try:
-        return loadmat(io.BytesIO(path.read_bytes()), squeeze_me=True)[key].ravel()
-    except Exception as error:  # damaged files raise many types
-        raise OpamError(f"{path}: cannot be read as .mat ({error}); restore the file") from None

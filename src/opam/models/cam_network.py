@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from opam.artifacts import atomic
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 from opam.models.backbones import Backbone, penultimate_convolution
 
 
@@ -61,7 +61,7 @@ def write_network(path: Path, network: CamNetwork, settings: dict[str, Any]) -> 
     # One entry only: safetensors does not keep the order of several.
     metadata = {"opam": json.dumps(header, sort_keys=True)}
     with atomic(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+        temporary.write_bytes(safetensors.torch.save(state, metadata=metadata))
 
 
 def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
@@ -74,16 +74,19 @@ def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             settings = json.loads((file.metadata() or {})["opam"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = CamNetwork(Backbone(settings["backbone"]), settings["classes"], settings["heads"])
+        classes, heads = settings["classes"], settings["heads"]
+        # Its size comes from the tensors, which are there, before any memory is asked for.
+        if classes < 1 or heads < 1 or classes * heads != len(state["head.bias"]):
+            raise ValueError(f"{heads} x {classes} classes do not fit its weights")
+        network = CamNetwork(Backbone(settings["backbone"]), classes, heads)
         network.load_state_dict(state)
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
     except OpamError:
         raise
     except Exception as error:  # damaged files raise many types
-        reason = str(error).splitlines()[0]
         raise OpamError(
-            f"{path}: not a network of this project ({reason}); remove it and run `dvc repro`"
+            f"{path}: not a network of this project ({cause(error)}); remove it and run `dvc repro`"
         ) from None
     return network.eval().to(memory_format=torch.channels_last), settings
 

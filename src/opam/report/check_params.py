@@ -9,7 +9,7 @@ from typing import Any
 
 from opam.alignment import AlignmentParams
 from opam.colocalization import ColocalizationParams
-from opam.config import SECTIONS, params_path, read_params
+from opam.config import SECTIONS, params_path, read_yaml, section_of
 from opam.datasets import DatasetParams
 from opam.device import ExecutionParams
 from opam.errors import OpamError, run
@@ -53,9 +53,10 @@ def check(path: Path) -> None:
         OpamError: naming everything that is wrong, a line each.
     """
     problems = []
+    content = read_yaml(path)
     for section in SECTIONS:
         try:
-            read_params(section, TYPES[section], path)
+            section_of(content, section, TYPES[section], path)
         except OpamError as error:
             problems.append(str(error))
     if problems:

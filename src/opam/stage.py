@@ -1,0 +1,52 @@
+"""A stage script's frame: one at a time, and errors told in one line."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from opam import errors
+from opam.errors import OpamError
+from opam.resume import RESUME
+
+try:
+    import fcntl
+except ImportError:  # Windows: DVC's own locks must do
+    fcntl = None  # type: ignore[assignment]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main``; an `OpamError` becomes one line on stderr and exit code 1.
+
+    A second process of the same stage in the same folder is refused: DVC does so by itself, but
+    not while a stage still runs whose `dvc repro` was killed.
+    """
+
+    def alone() -> None:
+        with _lock(Path(sys.argv[0]).stem):
+            main()
+
+    errors.run(alone)
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    RESUME.mkdir(exist_ok=True)
+    with (RESUME / f"{name}.lock").open("a+") as file:
+        try:
+            # Of this process alone: its workers do not inherit it, and it ends when it is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise OpamError(
+                f"stage {name} is running in this folder already (process {file.read().strip()}); "
+                "wait for it, or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,118 @@
+"""A copy of the project with so few drawn birds that all stages run in a minute."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+
+
+@dataclass
+class Undisturbed:
+    """A finished run: where, the hash of every artifact, and each stage's seconds."""
+
+    folder: Path
+    digests: dict[str, str]
+    seconds: dict[str, float]
+
+
+def small_params() -> dict:
+    params = yaml.safe_load((ROOT / "presets/synthetic.yaml").read_text())
+    params["dataset"]["synthetic_birds"] |= {"train_per_class": 4, "test_per_class": 2}
+    params["prepare"]["val_fraction"] = 0.5
+    params["proposals"]["max_boxes"] = 10
+    params["fusion"]["folds"] = 2
+    params["filter"]["threshold"] = 0.05
+    params["execution"] |= {"shard_size": 4, "batch_size": 8}
+    for network in ("filternet", "classnet", "objectnet", "partnet"):
+        params[network] |= {"epochs": 3, "input_size": 64, "resize": 72}
+    params["saliency"] |= {"input_size": 64}
+    params["colocalization"] |= {"input_size": 64}
+    return params
+
+
+def project(folder: Path) -> Path:
+    """A copy of the project's own files, as a git repository with small params."""
+    for name in ("src", "stages", ".dvc", "dvc.yaml", ".gitignore"):
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns(
+                "cache", "tmp", "__pycache__", "*.egg-info", "config.local"
+            )
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=folder, check=True
+        )
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {
+        **os.environ,
+        "PATH": paths,
+        "PYTHONPATH": str(folder / "src"),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    done = call(folder, sys.executable, "-m", "dvc", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "data").rglob("*"))
+        if path.is_file() and path.name != ".gitignore"
+    }
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, its output in one pipe."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_undisturbed(folder: Path) -> Undisturbed:
+    """All stages once, under DVC."""
+    process = start(project(folder), sys.executable, "-m", "dvc", "repro")
+    assert process.stdout is not None
+    started, output = {}, []
+    for line in process.stdout:
+        output.append(line)
+        if found := re.match("Running stage '(.*)'", line):
+            started[found[1]] = time.monotonic()
+    assert process.wait() == 0, "".join(output)
+    assert list(started) == STAGES
+    ends = [*list(started.values())[1:], time.monotonic()]
+    seconds = {name: end - started[name] for name, end in zip(STAGES, ends, strict=True)}
+    return Undisturbed(folder, digests(folder), seconds)

@@ -1,0 +1,229 @@
+"""The worst day: killed anywhere, run twice at once, disk full. Nothing is lost."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from small_project import STAGES, Undisturbed, call, digests, dvc, environment, project, start
+
+pytestmark = pytest.mark.slow
+
+KILLS_A_STAGE = 2
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def killed_in(folder: Path, stage: str, after: float, *options: str) -> bool:
+    """Run up to a stage and kill everything ``after`` seconds into it; False: it was done."""
+    process = start(folder, sys.executable, "-m", "dvc", "repro", stage, *options)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"Running stage '{stage}'"):
+            break
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        return True
+    assert process.returncode == 0
+    return False
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    folder = project(tmp_path / "killed")
+    moments = random.Random(0)
+    kills = dict.fromkeys(STAGES, 0)
+    for stage in STAGES:
+        options: list[str] = []
+        longest = undisturbed.seconds[stage]
+        while kills[stage] < KILLS_A_STAGE:
+            if killed_in(folder, stage, moments.uniform(0, longest), *options):
+                kills[stage] += 1
+            else:  # it was done before: again, and sooner
+                options = ["--force", "--single-item"]
+                longest /= 2
+    assert sum(kills.values()) >= 30
+    dvc(folder, "repro")
+    assert digests(folder) == undisturbed.digests
+    assert "up to date" in dvc(folder, "status")
+
+
+@pytest.fixture
+def finished(undisturbed: Undisturbed, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoiled."""
+    folder = tmp_path / "finished"
+    shutil.copytree(undisturbed.folder, folder, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    return folder
+
+
+def kill_when(folder: Path, stage: str, seen: str) -> str:
+    """Start a stage script, kill it when ``.resume/SEEN`` matches a file, and return its output."""
+    with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, f"stages/{stage}.py"],
+            cwd=folder,
+            env=environment(folder),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        while not list((folder / ".resume").glob(seen)):
+            assert process.poll() is None, (folder / "output.txt").read_text()
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return (folder / "output.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stage", "work", "artifact"),
+    [
+        ("propose_patches", "proposals", "proposals.parquet"),
+        ("score_patches", "patch_scores", "patch_scores.parquet"),
+        ("extract_saliency", "saliency", "saliency.parquet"),
+        ("colocalize", "object_maps", "object_maps.parquet"),
+        ("score_images", "scores_classnet", "scores/original.parquet"),
+    ],
+)
+def test_finished_shards_are_kept(
+    undisturbed: Undisturbed, finished: Path, stage: str, work: str, artifact: str
+) -> None:
+    (finished / "data" / artifact).unlink()
+    kill_when(finished, stage, f"{work}/*/*-[48].parquet")
+    assert not (finished / "data" / artifact).exists()
+    done = call(finished, sys.executable, f"stages/{stage}.py")
+    assert done.returncode == 0, done.stderr
+    resumed = re.search(rf"{work}: resumed behind piece (\d+)", done.stderr)
+    assert resumed is not None
+    assert int(resumed[1]) >= 4
+    assert digests(finished) == undisturbed.digests
+    assert not (finished / ".resume" / work).exists()
+
+
+def test_training_goes_on_behind_its_last_epoch(undisturbed: Undisturbed, finished: Path) -> None:
+    (finished / "data/models/filternet.safetensors").unlink()
+    kill_when(finished, "train_filternet", "filternet.pt")
+    done = call(finished, sys.executable, "stages/train_filternet.py")
+    assert done.returncode == 0, done.stderr
+    resumed = re.search(r"resumed behind epoch (\d)", done.stderr)
+    assert resumed is not None
+    epochs = re.findall(r"filternet: epoch (\d)", done.stderr)
+    assert epochs == [str(epoch) for epoch in range(int(resumed[1]) + 1, 4)]
+    assert len(epochs) < 3
+    assert digests(finished) == undisturbed.digests
+
+
+def test_a_second_repro_is_refused_while_one_runs(tmp_path: Path) -> None:
+    folder = project(tmp_path / "twice")
+    first = start(folder, sys.executable, "-m", "dvc", "repro", "fetch_data")
+    assert first.stdout is not None
+    assert any(line.startswith("Running stage") for line in first.stdout)
+    second = call(folder, sys.executable, "-m", "dvc", "repro", "fetch_data")
+    output = first.stdout.read()
+    assert first.wait() == 0, output
+    assert second.returncode != 0
+    assert "is busy, it is being blocked by" in second.stderr
+    assert f"PID {first.pid}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_stage_is_refused_while_it_still_runs(finished: Path) -> None:
+    """As when `dvc repro` was killed, but not the stage that it had started."""
+    script = [sys.executable, "stages/train_filternet.py"]
+    first = start(finished, *script)
+    lock = finished / ".resume/train_filternet.lock"
+    while not (lock.exists() and lock.read_text().strip()):
+        assert first.poll() is None
+        time.sleep(0.002)
+    second = call(finished, *script)
+    assert second.returncode == 1
+    assert second.stderr.startswith("error: stage train_filternet is running in this folder")
+    assert str(first.pid) in second.stderr
+    kill_all(first)
+    assert call(finished, *script).returncode == 0
+
+
+ON_A_SMALL_DISK = """
+set -e
+mount -t tmpfs -o size=300m tmpfs "$DISK"
+cp -a "$FINISHED/." "$DISK"
+cd "$DISK"
+cat /dev/zero > filler 2>/dev/null || true
+truncate -s -"$LEFT" filler
+for path in $(find data .resume -name '*.tmp' 2>/dev/null); do echo "left: $path"; done
+set +e
+python "stages/$STAGE.py" > first.txt 2>&1
+echo "first: $?"
+tail -n 1 first.txt | cut -c 1-300
+grep -c Traceback first.txt
+sha256sum "$ARTIFACT"
+rm filler
+python "stages/$STAGE.py" > second.txt 2>&1
+echo "second: $?"
+sha256sum "$ARTIFACT"
+find data .resume -name '*.tmp'
+"""
+
+
+def may_mount() -> bool:
+    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not may_mount(), reason="may not mount a small disk here")
+@pytest.mark.parametrize("left", [0, 65536])
+@pytest.mark.parametrize(
+    ("stage", "artifact"),
+    [
+        ("fetch_data", "data/raw.zip"),
+        ("propose_patches", "data/proposals.parquet"),
+        ("train_filternet", "data/models/filternet.safetensors"),
+        ("extract_saliency", "data/saliency.parquet"),
+    ],
+)
+def test_a_full_disk_leaves_the_old_artifact_and_the_next_run_is_fine(
+    undisturbed: Undisturbed, finished: Path, tmp_path: Path, stage: str, artifact: str, left: int
+) -> None:
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK],
+        env={
+            **environment(finished),
+            "PYTHONPATH": str(tmp_path / "disk/src"),
+            "DISK": str(tmp_path / "disk"),
+            "FINISHED": str(finished),
+            "STAGE": stage,
+            "ARTIFACT": artifact,
+            "LEFT": str(left),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first, error, tracebacks, before, second, after, *rest = done.stdout.splitlines()
+    digest = undisturbed.digests[artifact]
+    assert first == "first: 1"
+    assert error.startswith("error: ")
+    assert "free space" in error
+    assert tracebacks == "0"
+    assert before.split()[0] == digest
+    assert second == "second: 0"
+    assert after.split()[0] == digest
+    assert rest == []
