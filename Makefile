@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro test lint deps preset figures
+.PHONY: help repro pull test bench lint deps preset figures
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -14,16 +14,23 @@ help: ## list the targets
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-repro: .venv/.installed ## run the whole pipeline, print the results
+repro: .venv/.installed ## run the whole pipeline, or go on with it, and print the results
 	python -m opam.report.check_params
+	python -m opam.report.mend
 	dvc repro
 	python -m opam.report.summary
+
+pull: .venv/.installed ## restore every artifact from the team's remote, run nothing
+	python -m opam.report.restore
 
 test: .venv/.installed ## lint, types and all tests
 	ruff format --check .
 	ruff check .
 	mypy
 	pytest
+
+bench: .venv/.installed ## measure memory and the team's cache; half an hour
+	python benchmarks/bench.py
 
 lint: .venv/.installed ## format and fix what can be fixed
 	ruff format .

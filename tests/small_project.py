@@ -82,10 +82,11 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
+    """Of every artifact; a killed write's ``.tmp`` is none, the file's next write removes it."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((folder / "data").rglob("*"))
-        if path.is_file() and path.name != ".gitignore"
+        if path.is_file() and path.suffix != ".tmp" and path.name != ".gitignore"
     }
 
 

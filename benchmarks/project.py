@@ -1,0 +1,38 @@
+"""A copy of the project to measure in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def copy_project(folder: Path, params: dict[str, Any]) -> Path:
+    """The project's code and dvc.yaml with other params, without git."""
+    ignored = shutil.ignore_patterns("cache", "tmp", "__pycache__", "*.egg-info", "config.local")
+    for name in ("src", "stages", ".dvc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    call(folder, "dvc", "config", "core.no_scm", "true")
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Commands of the running Python's environment, the package of ``folder``."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": tools, "PYTHONPATH": str(folder / "src")}
+
+
+def call(folder: Path, *command: str) -> None:
+    """Run a command; what it says is shown only if it fails."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
