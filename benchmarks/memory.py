@@ -27,6 +27,7 @@ def params() -> dict:
     content["classnet"]["patches_per_image"] = 1
     content["saliency"] |= {"input_size": 64}
     content["colocalization"] |= {"layer": None, "input_size": 64}
+    content["alignment"]["convolution"] = None
     return content
 
 

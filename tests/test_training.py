@@ -192,6 +192,27 @@ def test_samples_take_path_and_label_of_the_photograph(photographs: pd.DataFrame
     assert (table["head"] == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("training_mode", "parameter"), [(True, r"net\.batch_size"), (False, r"execution\.batch_size")]
+)
+def test_a_full_gpu_names_the_parameter_to_lower(
+    photographs: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    training_mode: bool,
+    parameter: str,
+) -> None:
+    forward = CamNetwork.forward
+
+    def full(network: CamNetwork, images: torch.Tensor) -> torch.Tensor:
+        if network.training == training_mode:
+            raise torch.cuda.OutOfMemoryError("full")
+        return forward(network, images)
+
+    monkeypatch.setattr(CamNetwork, "forward", full)
+    with pytest.raises(OpamError, match=rf"{parameter}: .* do not fit the GPU's memory; lower it"):
+        run_training(photographs)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_trains_on_the_gpu(photographs: pd.DataFrame) -> None:

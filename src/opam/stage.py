@@ -25,7 +25,15 @@ def run(main: Callable[[], None]) -> None:
 
     def alone() -> None:
         with _lock(Path(sys.argv[0]).stem):
-            main()
+            try:
+                main()
+            except Exception as error:
+                # By name, because a stage without networks must not load torch.
+                if type(error).__name__ != "OutOfMemoryError":
+                    raise
+                raise OpamError(
+                    "the GPU's memory is full; stop what else uses it, or set execution.device: cpu"
+                ) from None
 
     errors.run(alone)
 

@@ -276,7 +276,13 @@ def evaluate(
     crops = TrainingCrops(table, params.input_size, params.resize, None)
     loss, correct = 0.0, 0.0
     for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, fabric):
-        logits = model(images)
+        try:
+            logits = model(images)
+        except torch.cuda.OutOfMemoryError:
+            raise OpamError(
+                f"execution.batch_size: {execution.batch_size} crops of {params.input_size} pixels "
+                "do not fit the GPU's memory; lower it"
+            ) from None
         loss += loss_over_heads(logits, labels, heads).item() * len(labels)
         correct += hits(logits, labels, heads).sum().item()
     return loss / len(table), correct / len(table)
