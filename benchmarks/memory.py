@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import yaml
+from PIL import Image
 from project import ROOT, copy_project, environment
 
 SIZES = (1000, 4000)
@@ -20,7 +21,7 @@ def params() -> dict:
     """Small crops and a small network: how memory grows does not depend on them."""
     content = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
     content["backbone"] = {"name": "mobilenetv3_small_050", "weights": "none"}
-    content["proposals"] |= {"mode": "single", "max_side": 128, "max_boxes": 20}
+    content["proposals"] |= {"mode": "single", "max_side": 96, "max_boxes": 10}
     content["filter"]["threshold"] = 0.0
     for network in ("filternet", "classnet", "objectnet", "partnet"):
         content[network] |= {"epochs": 1, "input_size": 32, "resize": 36, "rate": 0.001}
@@ -41,6 +42,9 @@ def lay_out(folder: Path, photographs: int) -> None:
             seed=0, train_per_class=DRAWN, test_per_class=1
         )
         synthetic_birds.fetch(drawn, birds)
+        for path in drawn.rglob("*.jpg"):
+            image = Image.open(path)
+            image.resize((image.width // 3, image.height // 3)).save(path)
     for species in sorted((drawn / "images/train").iterdir()):
         (folder / species.name).mkdir(parents=True)
         for number in range(photographs // 8):

@@ -18,9 +18,10 @@ STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 
 @dataclass
 class Undisturbed:
-    """A finished run: where, the hash of every artifact, and each stage's seconds."""
+    """A finished run: where, a copy that no test changes, hashes of artifacts, stages' seconds."""
 
     folder: Path
+    untouched: Path
     digests: dict[str, str]
     seconds: dict[str, float]
 
@@ -116,4 +117,6 @@ def run_undisturbed(folder: Path) -> Undisturbed:
     assert list(started) == STAGES
     ends = [*list(started.values())[1:], time.monotonic()]
     seconds = {name: end - started[name] for name, end in zip(STAGES, ends, strict=True)}
-    return Undisturbed(folder, digests(folder), seconds)
+    untouched = folder.with_name("untouched")
+    shutil.copytree(folder, untouched, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    return Undisturbed(folder, untouched, digests(folder), seconds)

@@ -87,7 +87,7 @@ def test_files_that_dvc_left_half_written_are_mended(tmp_path: Path, in_git: boo
         for command in (["add", "-A"], ["commit", "-qm", "run"]):
             identity = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
             subprocess.run([*identity, *command], cwd=folder, check=True)
-    lock.write_text(whole[: len(whole) // 2])
+    lock.write_text(whole[: whole.rindex("md5:") + 2])
     running.write_text('{"write": {"')
     refused = call(folder, sys.executable, "-m", "dvc", "repro", "fetch_data")
     assert refused.returncode != 0
@@ -104,7 +104,7 @@ def test_files_that_dvc_left_half_written_are_mended(tmp_path: Path, in_git: boo
 def finished(undisturbed: Undisturbed, tmp_path: Path) -> Path:
     """A copy of the finished run, to be spoiled."""
     folder = tmp_path / "finished"
-    shutil.copytree(undisturbed.folder, folder, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    shutil.copytree(undisturbed.untouched, folder)
     return folder
 
 

@@ -90,6 +90,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "label": pa.int32(),
             "probabilities": pa.list_(pa.float32()),
         },
+        "regions": {**_ID, "rank": pa.int32(), **_BOX},
         "crop_scores": {**_ID, "probabilities": pa.list_(pa.float32())},
         "predictions": {
             **_ID,
@@ -207,17 +208,6 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
         return file.read().to_pandas()
 
 
-def read_table_in_pieces(path: Path, schema: str) -> Iterator[Any]:
-    """Yield the rows of a table as named tuples, no more than a row group in memory.
-
-    Raises:
-        OpamError: as `read_table`.
-    """
-    with _open_table(path, schema) as file:
-        for batch in file.iter_batches(_rows_a_group(schema)):
-            yield from batch.to_pandas().itertuples(index=False)
-
-
 def read_batches(path: Path, schema: str) -> Iterator[pd.DataFrame]:
     """Yield a table in parts of some ten thousand rows.
 
@@ -227,6 +217,16 @@ def read_batches(path: Path, schema: str) -> Iterator[pd.DataFrame]:
     with _open_table(path, schema) as file:
         for batch in file.iter_batches(_rows_a_group(schema)):
             yield batch.to_pandas()
+
+
+def read_table_in_pieces(path: Path, schema: str) -> Iterator[Any]:
+    """Yield the rows of a table as named tuples, no more than a row group in memory.
+
+    Raises:
+        OpamError: as `read_table`.
+    """
+    for batch in read_batches(path, schema):
+        yield from batch.itertuples(index=False)
 
 
 def read_photographs(path: Path, schema: str) -> Iterator[tuple[str, pd.DataFrame]]:
