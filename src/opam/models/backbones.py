@@ -1,6 +1,7 @@
 """Backbones: any convolutional timm model as a function from images to feature maps."""
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,75 @@ class Backbone(nn.Module):
         if not outputs or outputs[-1].ndim != 4:
             raise OpamError(f"colocalization.layer: '{module}' gives no feature maps; name another")
         return outputs[-1]
+
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The maps of the last three stages for uint8 B x 3 x H x W images.
+
+        Returns:
+            float B x C x h x w, finest first: a cell every 8, 16 and 32 pixels (VGG, which has
+            lost its last pooling: 8, 16 and 16). The last is what the backbone itself gives.
+
+        Raises:
+            OpamError: as `run_stages`.
+        """
+        scaled = (images.float() / 255.0 - self.mean) / self.std
+        return self.run_stages(scaled.contiguous(memory_format=torch.channels_last), first=0)
+
+    def run_stages(self, maps: torch.Tensor, first: int) -> list[torch.Tensor]:
+        """Run the backbone from one of the last three stages on.
+
+        Args:
+            maps: what stage ``first`` reads: normalised images for 0, else the maps that
+                `stage_maps` gives for the stage before, or such as these.
+            first: 0..2.
+
+        Returns:
+            The maps of stage ``first`` and of every later one, float B x C x h x w.
+
+        Raises:
+            OpamError: the body is of no family whose stages are known.
+        """
+        found = []
+        for stage in self._stages()[first:]:
+            maps = stage(maps)
+            found.append(maps)
+        return found
+
+    def stage_channels(self) -> list[int]:
+        """Channels of each of `stage_maps`; raises as these do."""
+        training = self.training
+        images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self.mean.device)
+        with torch.no_grad():
+            channels = [maps.shape[1] for maps in self.eval().stage_maps(images)]
+        self.train(training)
+        return channels
+
+    def _stages(self) -> list[nn.Sequential]:
+        """All modules in the order of their calls, cut behind the strides 8 and 16."""
+        body = self.body
+        cuts: list[int] = []
+        if isinstance(body, timm.models.ResNet):
+            modules = [body.conv1, body.bn1, body.act1, body.maxpool]
+            modules += [body.layer1, body.layer2, body.layer3, body.layer4]
+            cuts = [6, 7]
+        elif isinstance(body, timm.models.EfficientNet | timm.models.MobileNetV3):
+            modules = [body.conv_stem, body.bn1, *body.blocks]
+            names = {info["reduction"]: info["module"] for info in body.feature_info}
+            cuts = [3 + int(names[stride].removeprefix("blocks.")) for stride in (8, 16)]
+            if isinstance(body, timm.models.EfficientNet):
+                modules += [body.conv_head, body.bn2]
+        elif isinstance(body, timm.models.VGG):
+            modules = list(body.features)
+            pools = [i for i, module in enumerate(modules) if isinstance(module, nn.MaxPool2d)]
+            cuts = [pools[2] + 1, pools[3] + 1]
+        else:
+            raise OpamError(
+                f"backbone.name: '{body.pretrained_cfg['architecture']}' cannot be run in stages; "
+                "take a ResNet, Res2Net, EfficientNet, MobileNetV3 or VGG"
+            )
+        modules.append(self.cam)
+        bounds = [0, *cuts, len(modules)]
+        return [nn.Sequential(*modules[start:end]) for start, end in pairwise(bounds)]
 
 
 def _timm_body(name: str) -> Any:

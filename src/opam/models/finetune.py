@@ -1,0 +1,73 @@
+"""Plain fine-tuning: the yardstick that every other system is held against."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from opam.config import Params
+from opam.models.backbones import Backbone
+from opam.models.prediction import Prediction
+from opam.models.regions import activation_boxes, class_activation_maps
+
+
+class FinetuneParams(Params):
+    """The method has no settings of its own."""
+
+
+class Finetune(nn.Module):
+    """Backbone, global average pooling, linear layer.
+
+    Args:
+        backbone: images to feature maps.
+        classes: number of classes C.
+        params: none.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, params: FinetuneParams) -> None:
+        super().__init__()
+        self.params = params
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.channels, classes)
+
+    def forward(self, images: torch.Tensor) -> Prediction:
+        """Classify photographs.
+
+        Args:
+            images: uint8 B x 3 x H x W.
+
+        Returns:
+            Logits, float B x C, and float B x 1 x 4 boxes around the largest active region of
+            the predicted class's activation map.
+        """
+        maps = self.backbone(images)
+        logits = self._classify(maps)
+        cams = class_activation_maps(maps, self.head.weight[logits.argmax(1)])
+        return Prediction(logits, activation_boxes(cams))
+
+    def loss(
+        self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy.
+
+        Args:
+            images: uint8 B x 3 x H x W.
+            labels: int64 B.
+            label_smoothing: 0..1.
+
+        Returns:
+            The loss, and logits, float B x C.
+        """
+        logits = self._classify(self.backbone(images))
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The pretrained parameters ("backbone") and all others ("head")."""
+        pretrained = list(self.backbone.body.parameters())
+        known = set(pretrained)
+        return {
+            "backbone": pretrained,
+            "head": [parameter for parameter in self.parameters() if parameter not in known],
+        }
+
+    def _classify(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.head(maps.mean((2, 3))).float()
