@@ -9,21 +9,22 @@ from pathlib import Path
 from opam.archive import pack
 from opam.config import read_params
 from opam.datasets import DatasetParams, fetch
+from opam.resume import RESUME
 from opam.stage import run
 
 RAW = Path("data/raw.zip")
+UNPACKED = RESUME / "unpacked"
 
 
 def main() -> None:
     """Write data/raw.zip: every file of the data set, as its publisher lays it out."""
     params = read_params("dataset", DatasetParams)
-    unpacked = RAW.with_name(".raw.unfinished")
-    shutil.rmtree(unpacked, ignore_errors=True)
-    unpacked.mkdir(parents=True)
+    shutil.rmtree(UNPACKED, ignore_errors=True)
+    UNPACKED.mkdir(parents=True)
     try:
-        pack(fetch(params, unpacked), RAW)
+        pack(fetch(params, UNPACKED), RAW)
     finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        shutil.rmtree(UNPACKED, ignore_errors=True)
 
 
 if __name__ == "__main__":
