@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
 from torch import nn
 
 from opam.errors import OpamError
@@ -14,17 +15,8 @@ from opam.models.bcnn import (
     location_scores,
     signed_root,
 )
-from opam.models.prediction import Prediction
 
-IMAGES = torch.randint(
-    0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-)
 LABELS = torch.tensor([2, 0])
-
-
-def predict(network: nn.Module, images: torch.Tensor) -> Prediction:
-    with torch.inference_mode():
-        return network.eval()(images)
 
 
 def maps(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -357,26 +349,7 @@ def test_the_box_lies_around_what_speaks_for_the_predicted_class() -> None:
         network.head.weight.zero_()
         network.head.bias.zero_()
         network.head.weight[0, 0] = network.head.weight[1, 4] = 1.0  # red x red, green x green
-    images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
-    images[:, 0, 0:16, 0:16] = 255
-    images[0, 1, 32:64, 48:96] = 255
-    prediction = predict(network, images)
-    assert prediction.logits.argmax(1).tolist() == [1, 0]
-    assert prediction.boxes is not None
-    cell = torch.tensor([8 / 96, 8 / 64, 8 / 96, 8 / 64])
-    green, red = torch.tensor([48 / 96, 32 / 64, 1, 1]), torch.tensor([0, 0, 16 / 96, 16 / 64])
-    assert ((prediction.boxes[0, 0] - green).abs() < cell).all()
-    assert ((prediction.boxes[1, 0] - red).abs() < cell).all()
-
-
-def photographs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Four classes of coloured patterns, eight noisy photographs of each."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(32) % 4
-    patterns = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float()
-    images = patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)[labels]
-    noise = 40 * torch.randn(images.shape, generator=generator)
-    return (images + noise).clamp(0, 255).byte(), labels
+    assert_green_then_red(predict(network, two_squares()))
 
 
 @pytest.mark.slow

@@ -1,21 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
 from opam.models.backbones import Backbone
 from opam.models.finetune import Finetune, FinetuneParams
-from opam.models.prediction import Prediction
-
-IMAGES = torch.randint(
-    0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-)
-
-
-def predict(network: nn.Module, images: torch.Tensor) -> Prediction:
-    with torch.inference_mode():
-        return network.eval()(images)
 
 
 @pytest.mark.parametrize(
@@ -104,16 +95,7 @@ def test_the_box_lies_around_what_speaks_for_the_predicted_class() -> None:
     with torch.no_grad():
         network.head.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
         network.head.bias.zero_()
-    images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
-    images[:, 0, 0:16, 0:16] = 255  # a red square in a corner, the same in both
-    images[0, 1, 32:64, 48:96] = 255  # a larger green one
-    prediction = predict(network, images)
-    assert prediction.logits.argmax(1).tolist() == [1, 0]
-    assert prediction.boxes is not None
-    cell = torch.tensor([8 / 96, 8 / 64, 8 / 96, 8 / 64])
-    green, red = torch.tensor([48 / 96, 32 / 64, 1, 1]), torch.tensor([0, 0, 16 / 96, 16 / 64])
-    assert ((prediction.boxes[0, 0] - green).abs() < cell).all()
-    assert ((prediction.boxes[1, 0] - red).abs() < cell).all()
+    assert_green_then_red(predict(network, two_squares()))
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (1, 97, 160), (3, 224, 32)])
@@ -138,16 +120,6 @@ def test_bf16_gives_float_logits() -> None:
 def test_there_are_no_settings() -> None:
     with pytest.raises(ValueError, match="dropout"):
         FinetuneParams.model_validate({"dropout": 0.5})
-
-
-def photographs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Four classes of coloured patterns, eight noisy photographs of each."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(32) % 4
-    patterns = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float()
-    images = patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)[labels]
-    noise = 40 * torch.randn(images.shape, generator=generator)
-    return (images + noise).clamp(0, 255).byte(), labels
 
 
 @pytest.mark.slow

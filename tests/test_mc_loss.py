@@ -3,6 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
 from torch import nn
 
 from opam.models.backbones import Backbone
@@ -16,17 +17,8 @@ from opam.models.mc_loss import (
     discriminality,
     diversity,
 )
-from opam.models.prediction import Prediction
 
-IMAGES = torch.randint(
-    0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-)
 LABELS = torch.tensor([2, 0])
-
-
-def predict(network: nn.Module, images: torch.Tensor) -> Prediction:
-    with torch.inference_mode():
-        return network.eval()(images)
 
 
 def channels_of(channels: int, classes: int) -> list[range]:
@@ -214,16 +206,7 @@ def test_the_box_lies_around_what_speaks_for_the_predicted_class() -> None:
     with torch.no_grad():
         network.head.weight.copy_(torch.tensor([[1.0, 0, 0, 1, 0, 0], [0, 1.0, 0, 0, 1, 0]]))
         network.head.bias.zero_()
-    images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
-    images[:, 0, 0:16, 0:16] = 255  # a red square in a corner, the same in both
-    images[0, 1, 32:64, 48:96] = 255  # a larger green one
-    prediction = predict(network, images)
-    assert prediction.logits.argmax(1).tolist() == [1, 0]
-    assert prediction.boxes is not None
-    cell = torch.tensor([8 / 96, 8 / 64, 8 / 96, 8 / 64])
-    green, red = torch.tensor([48 / 96, 32 / 64, 1, 1]), torch.tensor([0, 0, 16 / 96, 16 / 64])
-    assert ((prediction.boxes[0, 0] - green).abs() < cell).all()
-    assert ((prediction.boxes[1, 0] - red).abs() < cell).all()
+    assert_green_then_red(predict(network, two_squares()))
 
 
 @pytest.mark.parametrize(
@@ -317,16 +300,6 @@ def test_bf16_gives_float_logits_and_loss() -> None:
 def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=key):
         McLossParams.model_validate({key: value})
-
-
-def photographs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Four classes of coloured patterns, eight noisy photographs of each."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(32) % 4
-    patterns = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float()
-    images = patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)[labels]
-    noise = 40 * torch.randn(images.shape, generator=generator)
-    return (images + noise).clamp(0, 255).byte(), labels
 
 
 @pytest.mark.slow

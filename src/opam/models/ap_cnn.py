@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 
 from opam.config import Params
 from opam.errors import OpamError
-from opam.models.backbones import Backbone
+from opam.models.backbones import Backbone, pretrained_and_new
 from opam.models.prediction import Prediction
 
 PAPER_SIDE = 448
@@ -440,12 +440,7 @@ class AttentionPyramidCnn(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The pretrained parameters ("backbone") and all others ("head")."""
-        pretrained = list(self.backbone.body.parameters())
-        known = set(pretrained)
-        return {
-            "backbone": pretrained,
-            "head": [parameter for parameter in self.parameters() if parameter not in known],
-        }
+        return pretrained_and_new(self, self.backbone)
 
     def _two_passes(self, images: torch.Tensor, drop: bool) -> tuple[torch.Tensor, list[Regions]]:
         """Logits of all classifiers in both passes, float 8 x B x C, and the regions."""

@@ -166,6 +166,16 @@ class Backbone(nn.Module):
         return [nn.Sequential(*modules[start:end]) for start, end in pairwise(bounds)]
 
 
+def pretrained_and_new(network: nn.Module, backbone: Backbone) -> dict[str, list[nn.Parameter]]:
+    """All parameters of ``network``: those of ``backbone``'s body ("backbone"), the rest ("head").
+
+    What `Backbone` itself adds to the body is not pretrained either.
+    """
+    pretrained = list(backbone.body.parameters())
+    known = set(pretrained)
+    return {"backbone": pretrained, "head": [p for p in network.parameters() if p not in known]}
+
+
 def _timm_body(name: str) -> Any:
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")

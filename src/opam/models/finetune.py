@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from opam.config import Params
-from opam.models.backbones import Backbone
+from opam.models.backbones import Backbone, pretrained_and_new
 from opam.models.prediction import Prediction
-from opam.models.regions import activation_boxes, class_activation_maps
+from opam.models.regions import cam_prediction, pooled_logits
 
 
 class FinetuneParams(Params):
@@ -39,10 +39,7 @@ class Finetune(nn.Module):
             Logits, float B x C, and float B x 1 x 4 boxes around the largest active region of
             the predicted class's activation map.
         """
-        maps = self.backbone(images)
-        logits = self._classify(maps)
-        cams = class_activation_maps(maps, self.head.weight[logits.argmax(1)])
-        return Prediction(logits, activation_boxes(cams))
+        return cam_prediction(self.backbone(images), self.head)
 
     def loss(
         self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float
@@ -57,17 +54,9 @@ class Finetune(nn.Module):
         Returns:
             The loss, and logits, float B x C.
         """
-        logits = self._classify(self.backbone(images))
+        logits = pooled_logits(self.backbone(images), self.head)
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The pretrained parameters ("backbone") and all others ("head")."""
-        pretrained = list(self.backbone.body.parameters())
-        known = set(pretrained)
-        return {
-            "backbone": pretrained,
-            "head": [parameter for parameter in self.parameters() if parameter not in known],
-        }
-
-    def _classify(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.head(maps.mean((2, 3))).float()
+        return pretrained_and_new(self, self.backbone)

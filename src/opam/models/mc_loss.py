@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import nn
 
 from opam.config import Params
-from opam.models.backbones import Backbone
+from opam.models.backbones import Backbone, pretrained_and_new
 from opam.models.prediction import Prediction
-from opam.models.regions import activation_boxes, class_activation_maps
+from opam.models.regions import cam_prediction, pooled_logits
 
 PUBLISHED_CHANNELS = 3
 """Channels a class, xi, of a network that is given as many as it needs."""
@@ -182,10 +182,7 @@ class MutualChannelNetwork(nn.Module):
             Logits, float B x C, and float B x 1 x 4 boxes around the largest active region of
             the predicted class's activation map.
         """
-        maps = self._maps(images)
-        logits = self._classify(maps)
-        cams = class_activation_maps(maps, self.head.weight[logits.argmax(1)])
-        return Prediction(logits, activation_boxes(cams))
+        return cam_prediction(self._maps(images), self.head)
 
     def loss(
         self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float
@@ -201,7 +198,7 @@ class MutualChannelNetwork(nn.Module):
             The loss, and the linear layer's logits, float B x C.
         """
         maps = self._maps(images)
-        logits = self._classify(maps)
+        logits = pooled_logits(maps, self.head)
         classified = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         mask = channel_mask(self.allotment, self.params.dropped)
         mutual = discriminality(maps.float(), labels, mask, self.allotment)
@@ -210,15 +207,7 @@ class MutualChannelNetwork(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The pretrained parameters ("backbone") and all others ("head")."""
-        pretrained = list(self.backbone.body.parameters())
-        known = set(pretrained)
-        return {
-            "backbone": pretrained,
-            "head": [parameter for parameter in self.parameters() if parameter not in known],
-        }
+        return pretrained_and_new(self, self.backbone)
 
     def _maps(self, images: torch.Tensor) -> torch.Tensor:
         return self.expansion(self.backbone(images))
-
-    def _classify(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.head(maps.mean((2, 3))).float()

@@ -19,7 +19,7 @@ from torchvision.ops import box_iou
 
 from opam.config import Params
 from opam.errors import OpamError
-from opam.models.backbones import Backbone
+from opam.models.backbones import Backbone, pretrained_and_new
 from opam.models.prediction import Prediction
 
 PAPER_SIDE = 448
@@ -312,12 +312,7 @@ class NavigatorTeacherScrutinizer(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The pretrained parameters ("backbone") and all others ("head")."""
-        pretrained = list(self.backbone.body.parameters())
-        known = set(pretrained)
-        return {
-            "backbone": pretrained,
-            "head": [parameter for parameter in self.parameters() if parameter not in known],
-        }
+        return pretrained_and_new(self, self.backbone)
 
     def _navigate(
         self, images: torch.Tensor, maps: torch.Tensor, count: int

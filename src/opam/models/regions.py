@@ -4,6 +4,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from torch import nn
+
+from opam.models.prediction import Prediction
 
 THRESHOLD = 0.2
 """Share of a map's range from which on a place is active (Zhou et al., CVPR 2016, section 3)."""
@@ -26,6 +29,18 @@ def class_activation_maps(features: torch.Tensor, weights: torch.Tensor) -> torc
         float B x h x w; the mean of a map is the class's logit without bias.
     """
     return torch.einsum("bdhw,bd->bhw", features, weights)
+
+
+def pooled_logits(features: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+    """Float B x C: ``head`` on the spatial means of float B x D x h x w maps."""
+    return head(features.mean((2, 3))).float()
+
+
+def cam_prediction(features: torch.Tensor, head: nn.Linear) -> Prediction:
+    """`pooled_logits`, and the box of the predicted class's activation map."""
+    logits = pooled_logits(features, head)
+    cams = class_activation_maps(features, head.weight[logits.argmax(1)])
+    return Prediction(logits, activation_boxes(cams))
 
 
 def activation_boxes(maps: torch.Tensor) -> torch.Tensor:

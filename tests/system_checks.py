@@ -1,0 +1,43 @@
+"""What the tests of several systems share."""
+
+import torch
+from torch import nn
+
+from opam.models.prediction import Prediction
+
+IMAGES = torch.randint(
+    0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+def predict(network: nn.Module, images: torch.Tensor) -> Prediction:
+    with torch.inference_mode():
+        return network.eval()(images)
+
+
+def photographs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four classes of coloured patterns, eight noisy photographs of each."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(32) % 4
+    patterns = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float()
+    images = patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)[labels]
+    noise = 40 * torch.randn(images.shape, generator=generator)
+    return (images + noise).clamp(0, 255).byte(), labels
+
+
+def two_squares() -> torch.Tensor:
+    """Two images with a red square in a corner; the first also has a larger green one."""
+    images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
+    images[:, 0, 0:16, 0:16] = 255
+    images[0, 1, 32:64, 48:96] = 255
+    return images
+
+
+def assert_green_then_red(prediction: Prediction) -> None:
+    """Of `two_squares`: class 1 and the green square, class 0 and the red one, within a cell."""
+    assert prediction.logits.argmax(1).tolist() == [1, 0]
+    assert prediction.boxes is not None
+    cell = torch.tensor([8 / 96, 8 / 64, 8 / 96, 8 / 64])
+    green, red = torch.tensor([48 / 96, 32 / 64, 1, 1]), torch.tensor([0, 0, 16 / 96, 16 / 64])
+    assert ((prediction.boxes[0, 0] - green).abs() < cell).all()
+    assert ((prediction.boxes[1, 0] - red).abs() < cell).all()
