@@ -27,12 +27,16 @@ SCORES = Path("data/scores")
 
 def score(
     network_path: Path,
+    inputs: str,
     images: pd.DataFrame,
     boxes: list[np.ndarray],
     heads: list[np.ndarray],
     execution: ExecutionParams,
 ) -> pd.DataFrame:
-    """Mean over a photograph's crops of the probabilities, each crop by its own head."""
+    """Mean over a photograph's crops of the probabilities, each crop by its own head.
+
+    ``inputs`` is the fingerprint of all that the scores depend on beside the network.
+    """
     network, settings = read_network(network_path)
     fraction = settings["input_size"] / settings["resize"]
     image_ids = images["image_id"].to_numpy()
@@ -56,7 +60,7 @@ def score(
             yield pd.DataFrame({"image_id": image_ids[photograph], "probabilities": list(own)})
 
     name = f"scores_{network_path.stem}"
-    key = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, network_path, execution.same_bits())
+    key = fingerprint(inputs, network_path)
     crops = pd.concat(in_shards(name, key, "crop_scores", execution.shard_size, rows_from))
     means = {
         image_id: np.stack(own.to_list()).mean(0)
@@ -81,12 +85,13 @@ def main() -> None:
     object_boxes = list(objects.loc[ids, BOX].to_numpy()[:, None])
     part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
     clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
+    inputs = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, execution.same_bits())
     for branch, network, boxes, heads in (
         ("original", "classnet", whole, only_head),
         ("object", "objectnet", object_boxes, only_head),
         ("part", "partnet", part_boxes, clusters),
     ):
-        table = score(MODELS / f"{network}.safetensors", images, boxes, heads, execution)
+        table = score(MODELS / f"{network}.safetensors", inputs, images, boxes, heads, execution)
         write_table(SCORES / f"{branch}.parquet", "scores", table)
     for network in ("classnet", "objectnet", "partnet"):
         finish(f"scores_{network}")

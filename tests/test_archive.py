@@ -64,6 +64,10 @@ def test_links_inside_are_followed_and_links_out_refused(folder: Path, tmp_path:
     pack(folder, tmp_path / "raw.zip")
     assert read_file(tmp_path / "raw.zip/link.txt") == (folder / "b.txt").read_bytes()
     (tmp_path / "secret").write_text("secret")
+    (folder / "a" / "up.txt").symlink_to("../b.txt")
+    pack(folder, tmp_path / "raw.zip")
+    assert read_file(tmp_path / "raw.zip/a/up.txt") == (folder / "b.txt").read_bytes()
+
     (folder / "out.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(OpamError, match=r"out\.txt: links out of"):
         pack(folder, tmp_path / "raw.zip")

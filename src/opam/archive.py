@@ -30,7 +30,8 @@ def pack(folder: Path, archive: Path) -> None:
         OpamError: a file that is not readable, is no regular file, links out of ``folder``, or
             has a name that is not text; or ``archive`` cannot be written.
     """
-    files = sorted(_files(folder), key=lambda path: path.relative_to(folder).as_posix())
+    found = _files(folder, folder.resolve())
+    files = sorted(found, key=lambda path: path.relative_to(folder).as_posix())
     with atomic(archive) as temporary, zipfile.ZipFile(temporary, "w") as to:
         for path in progress(files, len(files), "packing the data set", "files"):
             try:
@@ -55,27 +56,26 @@ def _add(to: zipfile.ZipFile, path: Path, name: str) -> None:
             shutil.copyfileobj(source, target, 1 << 20)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Files and empty folders below ``folder``, all of them inside it."""
-    inside = folder.resolve()
+def _files(folder: Path, inside: Path) -> Iterator[Path]:
+    """Files and empty folders below ``folder``; no link leads out of ``inside``."""
     for path in _children(folder):
         if path.is_symlink():
             if not Path(os.path.realpath(path)).is_relative_to(inside):
-                raise OpamError(f"{path}: links out of {folder}; copy what it links to there")
+                raise OpamError(f"{path}: links out of {inside}; copy what it links to there")
             if path.is_dir():
                 raise OpamError(f"{path}: is a link to a folder; put the folder there")
         if path.is_dir():
-            found = list(_files(path)) if any(_children(path)) else [path]
-            yield from found
+            below = list(_files(path, inside))
+            yield from below or [path]
         elif path.is_file():
             yield path
         else:
             raise OpamError(f"{path}: is no readable file or folder; remove or restore it")
 
 
-def _children(folder: Path) -> Iterator[Path]:
+def _children(folder: Path) -> list[Path]:
     try:
-        yield from folder.iterdir()
+        return list(folder.iterdir())
     except OSError as error:
         raise OpamError(f"{folder}: cannot be read ({error.strerror}); correct it") from None
 

@@ -20,9 +20,14 @@ class OpamError(Exception):
     """Bad input or a missing prerequisite, told in one line: file or parameter, cause, remedy."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception of a library says, without line breaks; its name if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def cause(error: BaseException) -> str:
-    """What an exception of a library says, in one line of bounded length."""
-    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+    """`one_line` of bounded length."""
+    return textwrap.shorten(one_line(error), 200, placeholder=" ...")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -352,7 +352,7 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
     ]
     drawn = Parallel(n_jobs=workers, return_as="generator")(delayed(_write)(*job) for job in jobs)
     rows, keypoints = [], []
-    for row, parts in progress(drawn, len(jobs), "drawing birds", "bird"):
+    for row, parts in progress(drawn, len(jobs), "drawing birds", "birds"):
         rows.append(row)
         keypoints += parts
     columns = ["image_id", "class_name", "split", *GT_BOX]

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
+from opam.artifacts import atomic
 from opam.errors import run
 
 LOCK = Path("dvc.lock")
@@ -54,7 +55,8 @@ def main() -> None:
         if content is None:
             LOCK.unlink()
         else:
-            LOCK.write_text(content, encoding="utf-8")
+            with atomic(LOCK) as temporary:
+                temporary.write_text(content, encoding="utf-8")
         put = "removed" if content is None else "put back as committed"
         print(f"{LOCK}: half-written by a run that was killed; {put}")
     if not is_whole(RUNNING, json.loads):

@@ -14,12 +14,7 @@ from dvc.ui import ui
 from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.transfer import find_tree_by_obj_id
 
-from opam.errors import OpamError, run
-
-
-def one_line(error: Exception) -> str:
-    """The message without its line breaks, or the error's name where there is none."""
-    return " ".join(str(error).split()) or type(error).__name__
+from opam.errors import OpamError, one_line, run
 
 
 def open_remote(repo: Repo) -> HashFileDB:
