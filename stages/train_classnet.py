@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from opam.artifacts import read_table
+from opam.artifacts import read_photographs, read_table
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.filtering import draw_patches
@@ -36,7 +36,6 @@ def main() -> None:
     params = read_params("classnet", PatchTrainingParams)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
-    kept = read_table(KEPT_PATCHES, "kept_patches")
 
     torch.manual_seed(seed)
     network = CamNetwork(create_backbone(backbone), classes=manifest["label"].nunique())
@@ -44,6 +43,7 @@ def main() -> None:
     val = whole_images(manifest[manifest["split"] == "val"])
 
     def epoch_samples(epoch: int) -> pd.DataFrame:
+        kept = read_photographs(KEPT_PATCHES, "kept_patches")
         patches = draw_patches(kept, params.patches_per_image, (seed, epoch))
         return pd.concat([whole, samples(patches, manifest)], ignore_index=True)
 

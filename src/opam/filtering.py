@@ -1,9 +1,12 @@
 """Patch filtering (paper, section III-A): keep the patches that show the photograph's class."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from opam.artifacts import SCHEMAS
 from opam.config import Params
 
 
@@ -20,18 +23,26 @@ def keep(confidence: np.ndarray, threshold: float) -> np.ndarray:
     return confidence >= threshold
 
 
-def draw_patches(kept: pd.DataFrame, per_image: int, seed: tuple[int, ...]) -> pd.DataFrame:
-    """At most ``per_image`` rows of each ``image_id``, drawn at random; 0 keeps all.
+def draw_patches(
+    photographs: Iterable[tuple[str, pd.DataFrame]], per_image: int, seed: tuple[int, ...]
+) -> pd.DataFrame:
+    """At most ``per_image`` kept patches of each photograph, drawn at random; 0 keeps all.
 
     Photographs with hundreds of kept patches would otherwise outvote those with a few.
 
     Args:
-        kept: a kept-patches table.
+        photographs: ``image_id`` and its rows of a kept-patches table, one photograph at a time.
         per_image: rows an image.
         seed: of the draw.
+
+    Returns:
+        The drawn rows, those of a photograph in the order they came in.
     """
-    if per_image == 0:
-        return kept
-    order = np.random.default_rng(seed).permutation(len(kept))
-    drawn = kept.iloc[order].groupby("image_id").head(per_image)
-    return drawn.sort_values(["image_id", "rank"])
+    generator = np.random.default_rng(seed)
+    drawn = [SCHEMAS["kept_patches"].empty_table().to_pandas()]
+    for _, rows in photographs:
+        if per_image:
+            chosen = generator.permutation(len(rows))[:per_image]
+            rows = rows.iloc[np.sort(chosen)]
+        drawn.append(rows)
+    return pd.concat(drawn, ignore_index=True)
