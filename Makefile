@@ -1,11 +1,11 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro pull test bench lint deps preset figures
+.PHONY: help repro repro-all pull test bench lint deps preset figures
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -15,6 +15,13 @@ help: ## list the targets
 	@touch $@
 
 repro: .venv/.installed ## run the whole pipeline, or go on with it, and print the results
+	python -m opam.report.check_params
+	python -m opam.report.mend
+	dvc repro evaluate
+	python -m opam.report.summary
+	@echo 'The other systems beside OPAM: make repro-all'
+
+repro-all: .venv/.installed ## the same, and all other systems and the comparison
 	python -m opam.report.check_params
 	python -m opam.report.mend
 	dvc repro

@@ -13,7 +13,14 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+BASELINES = ("finetune", "bcnn")
+STAGES = [
+    stage
+    for name in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in ([f"{name}@{each}" for each in BASELINES] if name == "train_baseline" else [name])
+]
+MEASURED = {"time.json", "comparison.csv", "comparison.json"}
+"""Artifacts that hold seconds: no two runs agree in them."""
 
 
 @dataclass
@@ -36,6 +43,11 @@ def small_params() -> dict:
     params["execution"] |= {"shard_size": 4, "batch_size": 8}
     for network in ("filternet", "classnet", "objectnet", "partnet"):
         params[network] |= {"epochs": 3, "input_size": 64, "resize": 72}
+    params["baselines"] = {name: params["baselines"][name] for name in BASELINES}
+    for baseline in params["baselines"].values():
+        for step in ("training", "classifier_training"):
+            if baseline[step]:
+                baseline[step] |= {"epochs": 1, "input_size": 64, "resize": 72}
     params["saliency"] |= {"input_size": 64}
     params["colocalization"] |= {"input_size": 64}
     return params
@@ -58,6 +70,12 @@ def project(folder: Path) -> Path:
             ["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=folder, check=True
         )
     return folder
+
+
+def script(stage: str) -> list[str]:
+    """The command of a stage without DVC."""
+    name, *entry = stage.split("@")
+    return [sys.executable, f"stages/{name}.py", *entry]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -87,7 +105,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((folder / "data").rglob("*"))
-        if path.is_file() and path.suffix != ".tmp" and path.name != ".gitignore"
+        if path.is_file() and path.suffix != ".tmp" and path.name not in {".gitignore", *MEASURED}
     }
 
 

@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from small_project import STAGES, Undisturbed, call, digests, dvc, project, small_params
+from small_project import (
+    BASELINES,
+    STAGES,
+    Undisturbed,
+    call,
+    digests,
+    dvc,
+    project,
+    script,
+    small_params,
+)
 
 from opam.artifacts import SCHEMAS, read_json, read_table
 
@@ -52,7 +62,7 @@ def test_other_workers_and_shards_without_dvc_give_the_same_bytes(
     params["execution"] |= {"workers": 1, "shard_size": 3}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for name in STAGES:
-        done = call(folder, sys.executable, f"stages/{name}.py")
+        done = call(folder, *script(name))
         assert done.returncode == 0, done.stderr
     assert digests(folder) == undisturbed.digests
     assert list((folder / ".resume").glob("*/*")) == []
@@ -116,6 +126,26 @@ def test_metrics_are_those_of_the_predictions(repro: Path) -> None:
     assert len(ablation) == 7
 
 
+def test_the_comparison_has_a_row_a_system(repro: Path) -> None:
+    rows = read_json(repro / "data/comparison.json")
+    assert [row["system"] for row in rows] == ["opam", *BASELINES]
+    metrics = read_json(repro / "data/metrics.json")
+    assert rows[0]["accuracy"] == metrics["accuracy"]["fused"]
+    assert rows[0]["mcnemar_p"] == 1
+    for row in rows:
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert 0 <= row["pointing"] <= 1
+    for row in rows[1:]:
+        scores = read_table(repro / f"data/baselines/{row['system']}/scores.parquet", "scores")
+        test = scores[scores["split"] == "test"]
+        found = np.stack(test["probabilities"].to_list()).argmax(1)
+        assert row["accuracy"] == pytest.approx((found == test["label"]).mean())
+        assert row["gflops"] > 0
+        assert row["training_seconds"] > 0
+    table = pd.read_csv(repro / "data/comparison.csv")
+    assert table["system"].tolist() == [row["system"] for row in rows]
+
+
 def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     dvc(repro, "repro")
     subprocess.run(["git", "add", "-A"], cwd=repro, check=True)
@@ -129,7 +159,11 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     for title in ("Validation accuracy", "Training loss", "Ablation", "Confusion"):
         assert title in html
     ran = dvc(repro, "exp", "run", "-S", "fusion.step=0.25", "-n", "coarse")
-    assert [name for name in STAGES if f"Running stage '{name}'" in ran] == ["fuse", "evaluate"]
+    assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
+        "fuse",
+        "evaluate",
+        "compare",
+    ]
     experiments = dvc(repro, "exp", "show", "--csv")
     assert "coarse" in experiments
     assert "accuracy.fused" in experiments

@@ -1,5 +1,6 @@
 """The pipeline under DVC: what runs again when one parameter changes."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,28 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from opam.models.systems import SYSTEMS
+
 ROOT = Path(__file__).parents[1]
 
-ALL = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+BASELINES = [f"train_baseline@{name}" for name in PARAMS["baselines"]]
+ALL = [
+    stage
+    for name in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in (BASELINES if name == "train_baseline" else [name])
+]
+
+
+def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    found = {}
+    for key, value in content.items():
+        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
 FROM_CLASSNET = [
     "train_classnet",
     "extract_saliency",
@@ -24,12 +44,13 @@ FROM_CLASSNET = [
     "score_images",
     "fuse",
     "evaluate",
+    "compare",
 ]
 FROM_OBJECTS = FROM_CLASSNET[2:]
-FROM_PARTS = ["select_parts", "align_parts", "train_partnet", "score_images", "fuse", "evaluate"]
+FROM_SCORES = ["score_images", "fuse", "evaluate", "compare"]
+FROM_PARTS = ["select_parts", "align_parts", "train_partnet", *FROM_SCORES]
 FROM_ALIGNMENT = FROM_PARTS[1:]
 FROM_PARTNET = FROM_PARTS[2:]
-FROM_SCORES = ["score_images", "fuse", "evaluate"]
 FROM_FILTERNET = ["train_filternet", "score_patches", "filter_patches", *FROM_CLASSNET]
 TRAINING = [
     "epochs",
@@ -48,7 +69,7 @@ TRAINING = [
 ]
 
 EXPECTED: dict[str, list[str]] = {
-    "seed": [*FROM_FILTERNET],
+    "seed": [*FROM_FILTERNET, *BASELINES],
     "execution.device": [],
     "execution.threads": [],
     "execution.workers": [],
@@ -65,8 +86,8 @@ EXPECTED: dict[str, list[str]] = {
     "prepare.test_fraction": ALL[1:],
     "prepare.val_fraction": ALL[1:],
     "prepare.on_bad_image": ALL[1:],
-    "backbone.name": ["colocalize", *FROM_FILTERNET],
-    "backbone.weights": ["colocalize", *FROM_FILTERNET],
+    "backbone.name": ["colocalize", *FROM_FILTERNET, *BASELINES],
+    "backbone.weights": ["colocalize", *FROM_FILTERNET, *BASELINES],
     **{
         f"proposals.{name}": [
             "propose_patches",
@@ -90,45 +111,43 @@ EXPECTED: dict[str, list[str]] = {
     "alignment.convolution": FROM_ALIGNMENT,
     **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
     **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
-    "fusion.step": ["fuse", "evaluate"],
-    "fusion.folds": ["fuse", "evaluate"],
-    "evaluation.bootstrap_samples": ["evaluate"],
+    "fusion.step": FROM_SCORES[1:],
+    "fusion.folds": FROM_SCORES[1:],
+    "evaluation.bootstrap_samples": ["evaluate", "compare"],
+}
+
+EXPECTED |= {
+    f"baselines.{name}.{leaf}": [f"train_baseline@{name}", "compare"]
+    for name, settings in PARAMS["baselines"].items()
+    for leaf in leaves(settings)
 }
 
 STAND_IN = """
 import hashlib, pathlib, sys, yaml
 
-name = sys.argv[1]
+name, entry = sys.argv[1], "".join(sys.argv[2:])
 stage = yaml.safe_load(open("dvc.yaml"))["stages"][name]
+stage = yaml.safe_load(yaml.safe_dump(stage.get("do", stage)).replace("${key}", entry))
 params = yaml.safe_load(open("params.yaml"))
-digest = hashlib.sha256(name.encode())
+digest = hashlib.sha256((name + entry).encode())
 for section in stage.get("params", []):
     value = params
     for key in section.split("."):
         value = value[key]
     digest.update(repr((section, value)).encode())
 for dependency in stage["deps"]:
-    if dependency.startswith("data/"):
+    if dependency == "data/baselines":
+        for file in sorted(pathlib.Path(dependency).iterdir()):
+            digest.update(file.read_bytes())
+    elif dependency.startswith("data/"):
         digest.update(pathlib.Path(dependency).read_bytes())
 for out in stage["outs"]:
     path = pathlib.Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(digest.hexdigest() + out)
 with open("ran.txt", "a") as log:
-    log.write(name + "\\n")
+    log.write(name + ("@" + entry if entry else "") + "\\n")
 """
-
-
-def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix: content}
-    found = {}
-    for key, value in content.items():
-        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
 def test_the_table_names_every_parameter() -> None:
@@ -142,7 +161,10 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     (folder / "stand_in.py").write_text(STAND_IN)
     for name, stage in content["stages"].items():
-        stage["cmd"] = f"{sys.executable} stand_in.py {name}"
+        if "foreach" in stage:
+            stage["do"]["cmd"] = f"{sys.executable} stand_in.py {name} ${{key}}"
+        else:
+            stage["cmd"] = f"{sys.executable} stand_in.py {name}"
     del content["plots"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
@@ -154,6 +176,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def other(value: Any) -> Any:
     """A value that differs; the stand-ins do not check ranges."""
+    if value in SYSTEMS:
+        return "finetune" if value != "finetune" else "bcnn"
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int | float) else f"{value}-other"
@@ -175,6 +199,8 @@ def test_one_parameter_runs_exactly_the_stages_of_the_table(
     assert reproduce(stand_in) == []
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, stages in EXPECTED.items():
+        if name.startswith("baselines.") and not re.search(r"\.(system|rate)$|finetune", name):
+            continue  # the same for each of them
         *sections, leaf = name.split(".")
         inner = content
         for section in sections:
@@ -203,3 +229,23 @@ def test_editing_code_runs_what_uses_it(
     ran = reproduce(stand_in)
     assert spared not in ran
     assert runs in ran if runs else ran == []
+
+
+@pytest.mark.slow
+def test_a_system_more_or_less_runs_itself_and_the_comparison(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stand_in)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    path = stand_in / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    reproduce(stand_in)
+    content["baselines"]["res2net"] = content["baselines"]["finetune"]
+    path.write_text(yaml.safe_dump(content))
+    assert reproduce(stand_in) == ["train_baseline@res2net", "compare"]
+    del content["baselines"]["res2net"]
+    path.write_text(yaml.safe_dump(content))
+    assert reproduce(stand_in) == ["compare"]
+    code = stand_in / "src/opam/models/nts_net.py"
+    code.write_text(code.read_text() + "# edited\n")
+    assert reproduce(stand_in) == ["train_baseline@nts_net", "compare"]

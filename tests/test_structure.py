@@ -7,7 +7,8 @@ import grimp
 import pytest
 import yaml
 
-from opam.stage_deps import code_deps, is_code, param_sections
+from opam.models.systems import SYSTEMS
+from opam.stage_deps import BASELINE, code_deps, is_code, param_sections, stage_code
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "stages").glob("*.py"))
@@ -25,6 +26,7 @@ STEPS = {
             "alignment",
             "fusion",
             "metrics",
+            "baselines",
         ]
     )
 }
@@ -33,13 +35,15 @@ FACES = {"opam.report", "opam.stage_deps"}
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, dict[str, list[str]]]:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {name: stage.get("do", stage) for name, stage in content.items()}
 
 
 def test_every_script_is_a_stage_and_every_stage_a_script(stages: dict) -> None:
     assert {script.stem for script in SCRIPTS} == set(stages)
     for name, stage in stages.items():
-        assert stage["cmd"] == f"python stages/{name}.py"
+        key = " ${key}" if name == BASELINE else ""
+        assert stage["cmd"] == f"python stages/{name}.py{key}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -48,7 +52,7 @@ def test_code_dependencies_are_what_the_script_loads(
 ) -> None:
     monkeypatch.chdir(ROOT)
     declared = {dep for dep in stages[script.stem]["deps"] if is_code(dep)}
-    loaded = set(code_deps(script.relative_to(ROOT)))
+    loaded = set(stage_code(script.relative_to(ROOT)))
     hint = f"stage {script.stem}; `make deps` corrects dvc.yaml"
     assert not loaded - declared, f"dvc.yaml lacks {sorted(loaded - declared)} in {hint}"
     assert not declared - loaded, f"dvc.yaml has {sorted(declared - loaded)} too much in {hint}"
@@ -73,6 +77,15 @@ def test_artifacts_are_what_the_script_names(script: Path, stages: dict) -> None
                 assert any(each.startswith(path) or path.startswith(each) for each in declared), (
                     path
                 )
+
+
+def test_an_entry_depends_on_its_own_system_alone(stages: dict) -> None:
+    declared = stages[BASELINE]["deps"]
+    assert "src/opam/models/${item.system}.py" in declared
+    for name in SYSTEMS:
+        assert f"src/opam/models/{name}.py" not in declared
+    assert "src/opam/models/regions.py" in declared
+    assert stages[BASELINE]["params"] == ["backbone", "baselines.${key}", "seed"]
 
 
 def test_a_module_that_is_not_declared_is_found(tmp_path: Path) -> None:

@@ -19,16 +19,26 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+STAGES: dict[str, dict] = {}
+for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+    for key in PARAMS["baselines"] if "foreach" in stage else [""]:
+        text = yaml.safe_dump(stage.get("do", stage)).replace("${key}", key)
+        STAGES[f"{name}@{key}" if key else name] = yaml.safe_load(text)
 ARTIFACTS = [out for stage in STAGES.values() for out in stage["outs"]]
-FOLDERS = {"data/plots", *(out for out in ARTIFACTS if out.startswith("data/curves/"))}
+FOLDERS = {
+    "data/plots",
+    *(out for out in ARTIFACTS if out.startswith(("data/curves/", "data/baselines/"))),
+}
 
 # Stands for a stage's script: hashes what the stage declares, and logs that it ran.
 STAND_IN = f"""
 import hashlib, os, pathlib, sys, yaml
 
-name = sys.argv[1]
+name, entry = sys.argv[1], "".join(sys.argv[2:])
 stage = yaml.safe_load(open("dvc.yaml"))["stages"][name]
+stage = yaml.safe_load(yaml.safe_dump(stage.get("do", stage)).replace("${{key}}", entry))
+name += "@" + entry if entry else ""
 digest = hashlib.sha256(name.encode())
 for section in stage.get("params", []):
     value = yaml.safe_load(open("params.yaml"))
@@ -36,7 +46,10 @@ for section in stage.get("params", []):
         value = value[key]
     digest.update(repr((section, value)).encode())
 for dependency in stage["deps"]:
-    if dependency.startswith("data/"):
+    if dependency == "data/baselines":
+        for path in sorted(pathlib.Path(dependency).rglob("*.txt")):
+            digest.update(path.read_bytes())
+    elif dependency.startswith("data/"):
         digest.update(pathlib.Path(dependency).read_bytes())
 for out in stage["outs"]:
     names = [out + "/one.txt", out + "/two.txt"] if out in {FOLDERS} else [out]
@@ -198,7 +211,10 @@ def lay_out_project(folder: Path) -> None:
     """dvc.yaml as it is with stand-ins for the scripts, in a repository without dvc.lock."""
     content = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     for name, stage in content["stages"].items():
-        stage["cmd"] = f"{sys.executable} stand_in.py {name}"
+        if "foreach" in stage:
+            stage["do"]["cmd"] = f"{sys.executable} stand_in.py {name} ${{key}}"
+        else:
+            stage["cmd"] = f"{sys.executable} stand_in.py {name}"
     del content["plots"]
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "stages"):
@@ -231,7 +247,13 @@ def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> No
     restore(colleague)
     set_epochs(colleague, 77)
     dvc(colleague, "repro")
-    assert team.ran() == ["train_partnet", "score_images", "fuse", "evaluate"]
+    assert team.ran() == [
+        "train_partnet",
+        "score_images",
+        "fuse",
+        "evaluate",
+        "compare",
+    ]
     dvc(colleague, "push", "--run-cache")
     b = team.clone(tmp_path / "b")
     restore(b)

@@ -33,6 +33,7 @@ SECTIONS = (
     "partnet",
     "fusion",
     "evaluation",
+    "baselines",
 )
 
 

@@ -95,6 +95,18 @@ def corloc(iou: np.ndarray, threshold: float = 0.5) -> float:
     return float((iou >= threshold).mean())
 
 
+def pointing_accuracy(boxes: np.ndarray, gt_boxes: np.ndarray) -> float:
+    """Share of images whose box has its centre inside the true box.
+
+    Args:
+        boxes: N x 4, one an image.
+        gt_boxes: N x 4.
+    """
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = (centre >= gt_boxes[:, :2]) & (centre < gt_boxes[:, 2:])
+    return float(inside.all(1).mean())
+
+
 def part_locations(parts: pd.DataFrame, keypoints: pd.DataFrame) -> pd.DataFrame:
     """What each cluster's parts hold.
 

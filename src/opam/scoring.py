@@ -77,6 +77,38 @@ def score_crops(
         yield scores
 
 
+def predict(
+    network: torch.nn.Module,
+    paths: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    size: int,
+    execution: ExecutionParams,
+    description: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Predict one crop a photograph by a system: yields batches of what a `Prediction` holds.
+
+    Args:
+        network: in evaluation mode; gives a `opam.models.prediction.Prediction`.
+        paths: one photograph an item.
+        boxes: float 1 x 4 an item, the crop, in pixels.
+        size: side of a crop as the network sees it.
+        execution: device, threads, workers, batch size.
+        description: shown with the progress.
+
+    Yields:
+        Probabilities, float32 B x C, and regions in 0..1 of the crop, float32 B x R x 4 or None.
+    """
+    device = prepare_device(execution)
+    network.to(device)
+    crops = load_photographs(PhotographCrops(paths, boxes, size), execution.workers)
+    crops = progress(crops, len(paths), description)
+    for batch in _batches(crops, execution.batch_size):
+        with torch.inference_mode(), autocast(device):
+            found = network(batch.to(device))
+        regions = None if found.boxes is None else found.boxes.float().cpu().numpy()
+        yield found.logits.float().softmax(1).cpu().numpy(), regions
+
+
 def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Which crops a batch of `score_crops` holds.
 

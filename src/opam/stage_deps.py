@@ -15,10 +15,15 @@ from pathlib import Path
 import grimp
 from ruamel.yaml import YAML
 
+from opam.models.systems import SYSTEMS
+
 UNTRACKED_SECTIONS = ("execution",)
 """Sections that say how a stage runs and not what it computes."""
 
 DVC_FILE = Path("dvc.yaml")
+
+BASELINE = "train_baseline"
+"""The one stage with an entry for each system under ``baselines``."""
 
 
 def imported_modules(tree: ast.AST, known: set[str]) -> set[str]:
@@ -45,6 +50,21 @@ def code_deps(script: Path, source: Path = Path("src")) -> list[str]:
     return [script.as_posix(), *sorted(_file(module, source).as_posix() for module in loaded)]
 
 
+def stage_code(script: Path) -> list[str]:
+    """Code dependencies of a stage, as they stand in dvc.yaml.
+
+    An entry of ``train_baseline`` depends on its own system's module and on none of the others.
+    """
+    code = code_deps(script)
+    if script.stem != BASELINE:
+        return code
+    graph = grimp.build_graph("opam", cache_dir=None)
+    systems = {f"opam.models.{name}" for name in SYSTEMS}
+    loaded = {module for each in systems for module in graph.find_upstream_modules(each)}
+    shared = {_file(module, Path("src")).as_posix() for module in loaded - systems}
+    return [code[0], *sorted({*code[1:], *shared, "src/opam/models/${item.system}.py"})]
+
+
 def _parents(module: str) -> list[str]:
     parts = module.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
@@ -64,6 +84,8 @@ def param_sections(script: Path) -> list[str]:
         and getattr(node.func, "id", None) == "read_params"
         and isinstance(node.args[0], ast.Constant)
     }
+    if script.stem == BASELINE:
+        names.add("baselines.${key}")
     return sorted(str(name) for name in names if name not in UNTRACKED_SECTIONS)
 
 
@@ -80,10 +102,11 @@ def main() -> None:
     content = yaml.load(DVC_FILE)
     for name, stage in content["stages"].items():
         script = Path("stages") / f"{name}.py"
+        stage = stage.get("do", stage)
         data = [dependency for dependency in stage.get("deps", []) if not is_code(dependency)]
         deps = stage["deps"]
         deps.clear()
-        deps.extend(code_deps(script) + data)
+        deps.extend(stage_code(script) + data)
         sections = param_sections(script)
         if sections:
             stage["params"] = sections

@@ -1,4 +1,4 @@
-"""Training of a CAM network on crops: the loop that all networks of the pipeline share.
+"""Training on crops: the loop that all networks of the pipeline share.
 
 A sample table has a row per crop: ``path`` of the photograph, box ``x0, y0, x1, y1``,
 ``label``, and ``head``: which linear layer the crop trains, or -1 for all of them.
@@ -28,7 +28,6 @@ from opam.config import Params
 from opam.crops import TrainingCrops
 from opam.device import ExecutionParams
 from opam.errors import OpamError
-from opam.models.cam_network import CamNetwork
 from opam.progress import progress
 from opam.resume import RESUME, fingerprint
 
@@ -78,6 +77,21 @@ class PatchTrainingParams(TrainingParams):
 def network_settings(backbone: str, params: TrainingParams) -> dict[str, Any]:
     """What travels with a network's weights: how to build it and what to show it."""
     return {"backbone": backbone, "input_size": params.input_size, "resize": params.resize}
+
+
+Losses = Callable[
+    [Any, torch.Tensor, torch.Tensor, torch.Tensor, TrainingParams],
+    tuple[torch.Tensor, torch.Tensor],
+]
+"""Network, images, labels, heads and params to the mean loss, and bool B: which crops are right."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised in training, and what is measured on val."""
+
+    training: Losses
+    validation: Losses
 
 
 @dataclass(frozen=True)
@@ -138,14 +152,32 @@ def head_weights(heads: torch.Tensor, count: int) -> torch.Tensor:
     return torch.where(heads[:, None] < 0, 1.0 / count, own.float())
 
 
+def cam_losses(
+    network: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    heads: torch.Tensor,
+    params: TrainingParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of a CAM network, each crop by its own head."""
+    logits = network(images)
+    loss = loss_over_heads(logits, labels, heads, params.label_smoothing)
+    return loss, hits(logits.detach(), labels, heads)
+
+
+CAM_OBJECTIVE = Objective(cam_losses, cam_losses)
+
+
 def train(
     name: str,
-    network: CamNetwork,
+    network: torch.nn.Module,
     epoch_samples: Callable[[int], pd.DataFrame],
     val_samples: pd.DataFrame,
     params: TrainingParams,
     execution: ExecutionParams,
     seed: int,
+    objective: Objective = CAM_OBJECTIVE,
+    curves: Path | None = None,
 ) -> Trained:
     """Train ``network`` and return the epoch with the best accuracy on ``val_samples``.
 
@@ -154,12 +186,14 @@ def train(
 
     Args:
         name: shown, and names checkpoint and curves.
-        network: trained in place.
+        network: trained in place; its ``parameter_groups()`` are "backbone" and "head".
         epoch_samples: sample table of an epoch, 0-based.
         val_samples: sample table for choosing the epoch.
         params: schedule, sizes and rates.
         execution: device, threads, workers.
         seed: of order and augmentation.
+        objective: losses in training and on val.
+        curves: folder of the curves; ``data/curves/NAME`` when not given.
 
     Raises:
         OpamError: the loss is not finite, or the GPU's memory does not suffice.
@@ -171,10 +205,11 @@ def train(
         precision="bf16-mixed" if accelerator == "cuda" else "32-true",
     )
     network.to(memory_format=cast(Any, torch.channels_last))
+    groups = cast(Any, network).parameter_groups()
     optimizer = torch.optim.SGD(
         [
-            {"params": network.backbone.parameters(), "factor": 1.0},
-            {"params": network.head.parameters(), "factor": params.head_rate_factor},
+            {"params": groups["backbone"], "factor": 1.0},
+            {"params": groups["head"], "factor": params.head_rate_factor},
         ],
         lr=params.rate,
         momentum=params.momentum,
@@ -183,6 +218,8 @@ def train(
     first = epoch_samples(0)
     key = _key(network, first, val_samples, params, seed)
     model, optimizer = fabric.setup(network, optimizer)
+    if hasattr(network, "loss"):
+        model.mark_forward_method("loss")
 
     checkpoint = RESUME / f"{name}.pt"
     history: list[dict[str, float]] = []
@@ -197,7 +234,7 @@ def train(
 
     batches_an_epoch = math.ceil(len(first) / params.batch_size)
     iterations = params.epochs * batches_an_epoch
-    with _curves(name, history, execution.tensorboard) as log:
+    with _curves(name, curves or CURVES / name, history, execution.tensorboard) as log:
         for epoch in range(len(history), params.epochs):
             fabric.seed_everything(seed * 100_003 + epoch, workers=False, verbose=False)
             table = epoch_samples(epoch)
@@ -207,7 +244,7 @@ def train(
             )
             network.train()
             if params.frozen_batch_norm:
-                freeze_batch_norm(network)
+                freeze_batch_norm(cast(Any, network).backbone)
             total, correct = 0.0, 0.0
             batches = _batches(crops, params.batch_size, execution.workers, fabric)
             description = f"{name} epoch {epoch + 1}/{params.epochs}"
@@ -218,8 +255,7 @@ def train(
                     factor = rate_factor(iteration, iterations, params)
                     group["lr"] = params.rate * group["factor"] * factor
                 try:
-                    logits = model(images)
-                    loss = loss_over_heads(logits, labels, heads, params.label_smoothing)
+                    loss, right = objective.training(model, images, labels, heads, params)
                     fabric.backward(loss)
                 except torch.cuda.OutOfMemoryError:
                     raise OpamError(
@@ -230,10 +266,12 @@ def train(
                 optimizer.zero_grad()
                 iteration += 1
                 total += loss.item() * len(labels)
-                correct += hits(logits.detach(), labels, heads).sum().item()
+                correct += right.sum().item()
             if not math.isfinite(total):
                 raise OpamError(f"{name}.rate: {params.rate} made the loss infinite; lower it")
-            val_loss, val_accuracy = evaluate(model, val_samples, params, execution, fabric)
+            val_loss, val_accuracy = evaluate(
+                model, val_samples, params, execution, fabric, objective.validation
+            )
             row = {
                 "train_loss": total / len(table),
                 "train_accuracy": correct / len(table),
@@ -270,21 +308,23 @@ def evaluate(
     params: TrainingParams,
     execution: ExecutionParams,
     fabric: lightning.Fabric,
+    losses: Losses = cam_losses,
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of centred crops."""
     model.eval()
     crops = TrainingCrops(table, params.input_size, params.resize, None)
+    plain = params.model_copy(update={"label_smoothing": 0.0})
     loss, correct = 0.0, 0.0
     for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, fabric):
         try:
-            logits = model(images)
+            batch_loss, right = losses(model, images, labels, heads, plain)
         except torch.cuda.OutOfMemoryError:
             raise OpamError(
                 f"execution.batch_size: {execution.batch_size} crops of {params.input_size} pixels "
                 "do not fit the GPU's memory; lower it"
             ) from None
-        loss += loss_over_heads(logits, labels, heads).item() * len(labels)
-        correct += hits(logits, labels, heads).sum().item()
+        loss += batch_loss.item() * len(labels)
+        correct += right.sum().item()
     return loss / len(table), correct / len(table)
 
 
@@ -320,7 +360,7 @@ def _batches(
 
 
 def _key(
-    network: CamNetwork,
+    network: torch.nn.Module,
     first: pd.DataFrame,
     val: pd.DataFrame,
     params: TrainingParams,
@@ -359,14 +399,14 @@ def _line(epoch: int, row: dict[str, float]) -> str:
 
 @contextmanager
 def _curves(
-    name: str, history: list[dict[str, float]], tensorboard: bool
+    name: str, folder: Path, history: list[dict[str, float]], tensorboard: bool
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Yield a function that adds an epoch to the live curves, after those of ``history``."""
     live = None
     if importlib.util.find_spec("dvclive"):
         from dvclive.live import Live
 
-        live = Live(str(CURVES / name), dvcyaml=None, report=None, save_dvc_exp=False)
+        live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False)
     board = None
     if tensorboard:
         if not importlib.util.find_spec("tensorboard"):

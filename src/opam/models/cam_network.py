@@ -36,6 +36,13 @@ class CamNetwork(nn.Module):
         pooled = self.backbone(images).mean((2, 3))
         return self.head(pooled).view(-1, self.heads, self.classes)
 
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What is pretrained, and the linear layers."""
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "head": list(self.head.parameters()),
+        }
+
     def neuron_responses(self, images: torch.Tensor, module: str) -> torch.Tensor:
         """Spatial means of the rectified output of a module of the backbone's body.
 

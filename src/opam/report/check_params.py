@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opam.alignment import AlignmentParams
+from opam.baselines import BaselineParams
 from opam.colocalization import ColocalizationParams
 from opam.config import SECTIONS, params_path, read_yaml, section_of
 from opam.datasets import DatasetParams
@@ -17,6 +18,7 @@ from opam.filtering import FilterParams
 from opam.fusion import FusionParams
 from opam.metrics import EvaluationParams
 from opam.models.backbones import BackboneParams
+from opam.models.systems import method_params
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.preparation import PrepareParams
@@ -24,7 +26,7 @@ from opam.proposals import ProposalParams
 from opam.saliency import SaliencyParams
 from opam.training import PatchTrainingParams, TrainingParams
 
-TYPES: dict[str, type[Any]] = {
+TYPES: dict[str, Any] = {
     "seed": int,
     "execution": ExecutionParams,
     "dataset": DatasetParams,
@@ -43,6 +45,7 @@ TYPES: dict[str, type[Any]] = {
     "partnet": TrainingParams,
     "fusion": FusionParams,
     "evaluation": EvaluationParams,
+    "baselines": dict[str, BaselineParams],
 }
 
 
@@ -56,7 +59,11 @@ def check(path: Path) -> None:
     content = read_yaml(path)
     for section in SECTIONS:
         try:
-            section_of(content, section, TYPES[section], path)
+            found = section_of(content, section, TYPES[section], path)
+            if section == "baselines":
+                for name, baseline in found.items():
+                    kind = method_params(baseline.system)
+                    section_of(content, f"baselines.{name}.method", kind, path)
         except OpamError as error:
             problems.append(str(error))
     if problems:

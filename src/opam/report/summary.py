@@ -4,6 +4,7 @@ Run: ``python -m opam.report.summary``.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -13,6 +14,7 @@ from opam.artifacts import read_json
 from opam.errors import OpamError, run
 
 DATA = Path("data")
+COMPARISON = DATA / "comparison.csv"
 
 
 def ablation_table(ablation: pd.DataFrame, images: int) -> Table:
@@ -45,6 +47,29 @@ def location_table(locations: pd.DataFrame) -> Table:
     return table
 
 
+def comparison_table(comparison: pd.DataFrame) -> Table:
+    """OPAM beside the other systems."""
+    table = Table(title="Systems on the test split")
+    table.add_column("system")
+    for name in ("accuracy", "95% interval", "McNemar's p", "pointing", "GFLOPs", "training"):
+        table.add_column(name, justify="right")
+    for row in comparison.to_dict("records"):
+        table.add_row(
+            str(row["system"]),
+            f"{row['accuracy']:.1%}",
+            f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}",
+            f"{row['mcnemar_p']:.2g}",
+            _shown(row.get("pointing"), "{:.1%}"),
+            _shown(row.get("gflops"), "{:.2f}"),
+            _shown(row.get("training_seconds"), "{:.0f} s"),
+        )
+    return table
+
+
+def _shown(value: Any, form: str) -> str:
+    return "" if value is None or pd.isna(value) else form.format(value)
+
+
 def main() -> None:
     """Print the tables."""
     metrics = read_json(DATA / "metrics.json")
@@ -64,6 +89,8 @@ def main() -> None:
     if "object_box" in metrics:
         box = metrics["object_box"]
         console.print(f"Object box: CorLoc {box['corloc']:.1%}, mean IoU {box['mean_iou']:.2f}")
+    if COMPARISON.exists():
+        console.print(comparison_table(pd.read_csv(COMPARISON)))
     console.print("Metrics: data/metrics.json   predictions: data/predictions.parquet")
     console.print("Report: `dvc plots show` writes dvc_plots/index.html", highlight=False)
 

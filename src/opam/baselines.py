@@ -1,0 +1,59 @@
+"""Other systems on the same data: how one is trained, and what it costs."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from opam.config import Params
+from opam.models.backbones import BackboneParams
+from opam.training import Objective, TrainingParams
+
+
+class BaselineParams(Params):
+    """One system, and how it is trained."""
+
+    system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"]
+    backbone: BackboneParams | None = Field(description="null: the backbone of all others")
+    method: dict[str, Any] = Field(description="what differs from the system's own defaults")
+    classifier_training: TrainingParams | None = Field(
+        description="a first step with the backbone frozen; bcnn has one; null: none"
+    )
+    training: TrainingParams
+
+
+def _training_losses(
+    network: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    _heads: torch.Tensor,
+    params: TrainingParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    loss, logits = network.loss(images, labels, params.label_smoothing)
+    return loss, logits.argmax(1) == labels
+
+
+def _validation_losses(
+    network: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    _heads: torch.Tensor,
+    _params: TrainingParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = network(images).logits.float()
+    return cross_entropy(logits, labels), logits.argmax(1) == labels
+
+
+SYSTEM_OBJECTIVE = Objective(_training_losses, _validation_losses)
+"""A system's own loss in training, cross-entropy of its prediction on val."""
+
+
+def gflops(network: nn.Module, input_size: int) -> float:
+    """Billions of floating-point operations (a multiply and an add are two) for one image."""
+    image = torch.zeros(1, 3, input_size, input_size, dtype=torch.uint8)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network.eval().cpu()(image)
+    return counter.get_total_flops() / 1e9

@@ -1,0 +1,130 @@
+"""Train one of the other systems, and score val and test with it.
+
+Run by itself: ``python stages/train_baseline.py NAME``, a name under ``baselines``.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opam.artifacts import BOX, read_table, write_json, write_table
+from opam.baselines import SYSTEM_OBJECTIVE, BaselineParams, gflops
+from opam.config import read_params
+from opam.crops import centre_boxes
+from opam.device import ExecutionParams
+from opam.errors import OpamError
+from opam.models.backbones import BackboneParams, create_backbone
+from opam.models.systems import create_system, method_params, write_system
+from opam.resume import finish
+from opam.scoring import predict
+from opam.stage import run
+from opam.training import TrainingParams, network_settings, train, whole_images
+
+MANIFEST = Path("data/manifest.parquet")
+BASELINES = Path("data/baselines")
+
+
+def score(
+    network: Any, images: pd.DataFrame, params: TrainingParams, execution: ExecutionParams
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Probabilities, and the regions in pixels of the photographs, best first."""
+    whole = images[["width", "height"]].to_numpy(np.float64)
+    boxes = np.concatenate([np.zeros_like(whole), whole], axis=1)
+    shown = centre_boxes(boxes, params.input_size / params.resize)
+    batches = predict(
+        network,
+        images["path"].tolist(),
+        list(shown[:, None]),
+        params.input_size,
+        execution,
+        "score",
+    )
+    probabilities, regions = zip(*batches, strict=True)
+    scores = images[["image_id", "split", "label"]].assign(
+        probabilities=list(np.concatenate(probabilities))
+    )
+    unit = np.concatenate(regions)
+    corner, side = shown[:, None, :2], shown[:, None, 2:] - shown[:, None, :2]
+    pixels = np.concatenate([corner + unit[..., :2] * side, corner + unit[..., 2:] * side], axis=2)
+    count = unit.shape[1]
+    found = pd.DataFrame(np.rint(pixels).astype(np.int32).reshape(-1, 4), columns=BOX)
+    ids = images["image_id"].repeat(count).to_numpy()
+    return scores, found.assign(image_id=ids, rank=np.tile(np.arange(count), len(images)))
+
+
+def main() -> None:
+    """Write data/baselines/NAME/: weights, scores, regions, figures of cost, curves."""
+    if len(sys.argv) != 2:
+        raise OpamError("python stages/train_baseline.py NAME: give a name under baselines")
+    name = sys.argv[1]
+    seed = read_params("seed", int)
+    shared_backbone = read_params("backbone", BackboneParams)
+    params = read_params(f"baselines.{name}", BaselineParams)
+    method = read_params(f"baselines.{name}.method", method_params(params.system))
+    execution = read_params("execution", ExecutionParams)
+    manifest = read_table(MANIFEST, "manifest")
+    out = BASELINES / name
+
+    torch.manual_seed(seed)
+    backbone = params.backbone or shared_backbone
+    classes = manifest["label"].nunique()
+    network = create_system(params.system, create_backbone(backbone), classes, method)
+    whole = whole_images(manifest[manifest["split"] == "train"])
+    val = whole_images(manifest[manifest["split"] == "val"])
+    steps = {"all_layers": params.training}
+    if params.classifier_training is not None:
+        steps = {"classifier": params.classifier_training, **steps}
+    started = time.monotonic()
+    for step, training in steps.items():
+        if step == "classifier":
+            network.freeze_backbone()
+        elif len(steps) > 1:
+            network.unfreeze_backbone()
+        trained = train(
+            f"{name}_{step}",
+            network,
+            lambda _epoch: whole,
+            val,
+            training,
+            execution,
+            seed,
+            SYSTEM_OBJECTIVE,
+            out / "curves" / step,
+        )
+        network.load_state_dict(trained.best_state)
+    training_seconds = time.monotonic() - started
+
+    network.eval()
+    images = manifest[manifest["split"] != "train"]
+    started = time.monotonic()
+    scores, regions = score(network, images, params.training, execution)
+    images_a_second = len(images) / (time.monotonic() - started)
+    write_table(out / "scores.parquet", "scores", scores)
+    write_table(out / "regions.parquet", "regions", regions)
+    settings = {
+        "system": params.system,
+        "classes": classes,
+        "method": params.method,
+        **network_settings(backbone.name, params.training),
+    }
+    write_system(out / "weights.safetensors", network, settings)
+    cost = {
+        "parameters": sum(value.numel() for value in network.parameters()),
+        "gflops": gflops(network, params.training.input_size),
+    }
+    write_json(out / "cost.json", cost)
+    write_json(
+        out / "time.json",
+        {"training_seconds": training_seconds, "images_a_second": images_a_second},
+    )
+    for step in steps:
+        finish(f"{name}_{step}")
+
+
+if __name__ == "__main__":
+    run(main)
