@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from opam.artifacts import BOX, read_table, write_json, write_table
-from opam.baselines import SYSTEM_OBJECTIVE, BaselineParams, gflops
-from opam.config import read_params
+from opam.baselines import SYSTEM_OBJECTIVE, BaselineParams, gflops, read_method
+from opam.config import params_path, read_params
 from opam.crops import centre_boxes
 from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.systems import create_system, method_params, write_system
+from opam.models.systems import create_system, write_system
 from opam.resume import finish
 from opam.scoring import predict
 from opam.stage import run
@@ -65,7 +65,7 @@ def main() -> None:
     seed = read_params("seed", int)
     shared_backbone = read_params("backbone", BackboneParams)
     params = read_params(f"baselines.{name}", BaselineParams)
-    method = read_params(f"baselines.{name}.method", method_params(params.system))
+    method = read_method(name, params, params_path())
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     out = BASELINES / name

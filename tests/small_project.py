@@ -46,7 +46,7 @@ def small_params() -> dict:
     params["baselines"] = {name: params["baselines"][name] for name in BASELINES}
     for baseline in params["baselines"].values():
         for step in ("training", "classifier_training"):
-            if baseline[step]:
+            if step in baseline:
                 baseline[step] |= {"epochs": 1, "input_size": 64, "resize": 72}
     params["saliency"] |= {"input_size": 64}
     params["colocalization"] |= {"input_size": 64}

@@ -1,5 +1,6 @@
 """Other systems on the same data: how one is trained, and what it costs."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -8,8 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from opam.config import Params
+from opam.config import Params, section_of
 from opam.models.backbones import BackboneParams
+from opam.models.systems import method_params
 from opam.training import Objective, TrainingParams
 
 
@@ -17,12 +19,27 @@ class BaselineParams(Params):
     """One system, and how it is trained."""
 
     system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"]
-    backbone: BackboneParams | None = Field(description="null: the backbone of all others")
-    method: dict[str, Any] = Field(description="what differs from the system's own defaults")
+    backbone: BackboneParams | None = Field(None, description="null: the backbone of all others")
+    method: dict[str, Any] = Field({}, description="what differs from the system's own defaults")
     classifier_training: TrainingParams | None = Field(
-        description="a first step with the backbone frozen; bcnn has one; null: none"
+        None, description="a first step with the backbone frozen: bcnn's; null: none"
     )
     training: TrainingParams
+
+
+def read_method(name: str, params: BaselineParams, path: Path) -> Params:
+    """The settings of a system's method.
+
+    Args:
+        name: of the entry under ``baselines``, for errors.
+        params: the entry.
+        path: of the parameter file, for errors.
+
+    Raises:
+        OpamError: a setting is unknown, of the wrong type or out of range.
+    """
+    content = {"baselines": {name: {"method": params.method}}}
+    return section_of(content, f"baselines.{name}.method", method_params(params.system), path)
 
 
 def _training_losses(
