@@ -17,7 +17,7 @@ help: ## list the targets
 repro: .venv/.installed ## run the whole pipeline, or go on with it, and print the results
 	python -m opam.report.check_params
 	python -m opam.report.mend
-	dvc repro evaluate
+	dvc repro export_bundle
 	python -m opam.report.summary
 	@echo 'The other systems beside OPAM: make repro-all'
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.artifacts import read_table, write_table_in_pieces
-from opam.colocalization import ColocalizationParams, principal_component, project
+from opam.artifacts import read_table, write_json, write_table_in_pieces
+from opam.colocalization import ColocalizationParams, object_map, principal_component
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_photographs
 from opam.device import ExecutionParams, autocast, prepare_device
@@ -23,6 +23,7 @@ from opam.stage import run
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 OBJECT_MAPS = Path("data/object_maps.parquet")
+COMPONENT = Path("data/common_component.json")
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
@@ -46,7 +47,7 @@ def feature_maps(
 
 
 def main() -> None:
-    """Write data/object_maps.parquet."""
+    """Write data/object_maps.parquet and data/common_component.json."""
     params = read_params("colocalization", ColocalizationParams)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
@@ -62,9 +63,8 @@ def main() -> None:
         rest = manifest[first:]
         paths = rest["path"].tolist()
         views = feature_maps(backbone, paths, [False, True], params, execution, "object maps")
-        for image_id, (plain, mirrored) in zip(rest["image_id"], views, strict=True):
-            both = (plain + mirrored[:, :, ::-1]) / 2
-            found = project(both, mean, component)
+        for image_id, both in zip(rest["image_id"], views, strict=True):
+            found = object_map(both, mean, component)
             height, width = found.shape
             row = {"image_id": image_id, "rows": height, "columns": width, "map": found.ravel()}
             yield pd.DataFrame([row])
@@ -72,6 +72,7 @@ def main() -> None:
     key = fingerprint(RAW, MANIFEST, backbone_params, params, execution.same_bits())
     shards = in_shards("object_maps", key, "object_maps", execution.shard_size, rows_from)
     write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)
+    write_json(COMPONENT, {"mean": mean.tolist(), "component": component.tolist()})
     finish("object_maps")
 
 

@@ -3,6 +3,7 @@
 Run by itself: ``python stages/compare.py``.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,26 @@ import numpy as np
 import pandas as pd
 
 from opam.artifacts import BOX, GT_BOX, read_json, read_table, write_csv, write_json
+from opam.baselines import gflops
+from opam.classifier import Classifier
 from opam.config import read_params
+from opam.device import ExecutionParams
 from opam.metrics import EvaluationParams, ablation_row, mcnemar_p, pointing_accuracy
 from opam.stage import run
+from opam.training import CURVES, TIME
 
 MANIFEST = Path("data/manifest.parquet")
 PREDICTIONS = Path("data/predictions.parquet")
 OBJECTS = Path("data/objects.parquet")
+BUNDLE = Path("data/bundle")
 BASELINES = Path("data/baselines")
 CSV = Path("data/comparison.csv")
 JSON = Path("data/comparison.json")
+
+TRAINED = ("filternet", "classnet", "objectnet", "partnet")
+TIMED = 64
+"""Photographs that OPAM's speed is measured on, and how many at once."""
+BATCH = 8
 
 
 def row(
@@ -52,18 +63,39 @@ def row(
     return found
 
 
+def opam_cost(manifest: pd.DataFrame, execution: ExecutionParams) -> dict[str, float]:
+    """What the bundle costs a photograph, and the seconds that its networks were trained."""
+    classifier = Classifier(BUNDLE, execution)
+    networks = [*classifier.networks.values(), *filter(None, [classifier.backbone])]
+    paths = manifest.loc[manifest["split"] == "test", "path"].tolist()[:TIMED]
+    work = gflops(lambda: classifier(paths[0]))
+    started = time.monotonic()
+    for first in range(0, len(paths), BATCH):
+        classifier.classify(paths[first : first + BATCH])
+    return {
+        "parameters": sum(p.numel() for each in networks for p in each.parameters()),
+        "gflops": work,
+        "training_seconds": sum(
+            read_json(CURVES / name / TIME)["training_seconds"] for name in TRAINED
+        ),
+        "images_a_second": len(paths) / (time.monotonic() - started),
+    }
+
+
 def main() -> None:
     """Write data/comparison.csv and data/comparison.json."""
     seed = read_params("seed", int)
     params = read_params("evaluation", EvaluationParams)
     names = read_params("baselines", dict[str, Any])
+    execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest").set_index("image_id")
     opam = read_table(PREDICTIONS, "predictions")
     test = opam[opam["split"] == "test"]
     opam_correct = (test["fused"] == test["label"]).to_numpy()
     objects = read_table(OBJECTS, "objects")
 
-    rows = [row("opam", opam, objects, opam_correct, manifest, params, seed)]
+    figures = row("opam", opam, objects, opam_correct, manifest, params, seed)
+    rows = [{**figures, **opam_cost(manifest, execution)}]
     for name in names:
         scores = read_table(BASELINES / name / "scores.parquet", "scores")
         regions = read_table(BASELINES / name / "regions.parquet", "regions")

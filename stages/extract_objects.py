@@ -11,7 +11,7 @@ import pandas as pd
 
 from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
 from opam.config import read_params
-from opam.objects import ObjectParams, find_object
+from opam.objects import ObjectParams, chosen_map, find_object
 from opam.progress import progress
 from opam.saliency import to_image
 from opam.stage import run
@@ -37,8 +37,9 @@ def main() -> None:
     manifest = read_table(MANIFEST, "manifest").set_index("image_id")
     rows = []
     for image_id, label, cam, common in progress(both_maps(), len(manifest), "object boxes"):
-        found = cam if params.map == "cam" else np.maximum(common, 0)
-        saliency = to_image(found, *manifest.loc[image_id, ["height", "width"]])
+        saliency = to_image(
+            chosen_map(cam, common, params), *manifest.loc[image_id, ["height", "width"]]
+        )
         box, fallback = find_object(saliency, params.threshold)
         rows.append((image_id, *box, label, fallback))
     columns = ["image_id", *BOX, "predicted_label", "fallback"]

@@ -16,7 +16,7 @@ from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.cam_network import CamNetwork, read_network
 from opam.progress import progress
 from opam.resume import fingerprint, finish, in_shards
-from opam.saliency import SaliencyParams, class_activation_map, merge_views, ten_crops
+from opam.saliency import SaliencyParams, merged_cam, ten_crops
 from opam.stage import run
 
 RAW = Path("data/raw.zip")
@@ -39,10 +39,10 @@ def saliency_rows(
     for image_id, crops in zip(manifest["image_id"], photographs, strict=True):
         with torch.inference_mode(), autocast(device):
             features = network.backbone(crops.to(device)).float()
-            logits = network.head(features.mean((2, 3))).float().mean(0)
-        label = int(logits.argmax())
-        cams = [class_activation_map(view, weights[label]) for view in features.cpu().numpy()]
-        merged = merge_views(cams, boxes, mirrored, params.map_size)
+            logits = network.head(features.mean((2, 3))).float()
+        label, merged = merged_cam(
+            features.cpu().numpy(), logits.cpu().numpy(), weights, params.map_size
+        )
         row = {
             "image_id": image_id,
             "predicted_label": label,

@@ -19,7 +19,7 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.device import ExecutionParams
-from opam.parts import PartParams, select_parts
+from opam.parts import PartParams, choose_parts
 from opam.progress import progress
 from opam.saliency import to_image
 from opam.stage import run
@@ -36,17 +36,7 @@ def parts_of(
 ) -> list[tuple[Any, ...]]:
     """The part rows of one photograph."""
     saliency = to_image(row.cam.reshape(row.rows, row.columns), *size)
-    selection = select_parts(
-        saliency,
-        object_box,
-        boxes,
-        params.n_parts,
-        params.min_iou,
-        params.min_inside,
-        params.max_candidates,
-        params.max_iou,
-    )
-    chosen = [object_box if index < 0 else boxes[index] for index in selection.indices]
+    chosen, selection = choose_parts(saliency, object_box, boxes, params)
     return [
         (row.image_id, part, *map(int, box), selection.score, selection.fallback)
         for part, box in enumerate(chosen)

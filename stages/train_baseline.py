@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from opam.artifacts import BOX, read_table, write_json, write_table
-from opam.baselines import SYSTEM_OBJECTIVE, BaselineParams, gflops, read_method
+from opam.baselines import SYSTEM_OBJECTIVE, BaselineParams, gflops
 from opam.config import params_path, read_params
 from opam.crops import centre_boxes
 from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.systems import create_system, write_system
+from opam.models.systems import create_system, read_method, write_system
 from opam.resume import finish
 from opam.scoring import predict
 from opam.stage import run
@@ -65,7 +65,7 @@ def main() -> None:
     seed = read_params("seed", int)
     shared_backbone = read_params("backbone", BackboneParams)
     params = read_params(f"baselines.{name}", BaselineParams)
-    method = read_method(name, params, params_path())
+    method = read_method(name, params.system, params.method, params_path())
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     out = BASELINES / name
@@ -79,7 +79,7 @@ def main() -> None:
     steps = {"all_layers": params.training}
     if params.classifier_training is not None:
         steps = {"classifier": params.classifier_training, **steps}
-    started = time.monotonic()
+    training_seconds = 0.0
     for step, training in steps.items():
         if step == "classifier":
             network.freeze_backbone()
@@ -97,7 +97,7 @@ def main() -> None:
             out / "curves" / step,
         )
         network.load_state_dict(trained.best_state)
-    training_seconds = time.monotonic() - started
+        training_seconds += trained.seconds
 
     network.eval()
     images = manifest[manifest["split"] != "train"]
@@ -113,9 +113,12 @@ def main() -> None:
         **network_settings(backbone.name, params.training),
     }
     write_system(out / "weights.safetensors", network, settings)
+    size = params.training.input_size
+    image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    network.cpu()
     cost = {
         "parameters": sum(value.numel() for value in network.parameters()),
-        "gflops": gflops(network, params.training.input_size),
+        "gflops": gflops(lambda: network(image)),
     }
     write_json(out / "cost.json", cost)
     write_json(

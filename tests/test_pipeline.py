@@ -46,10 +46,11 @@ FROM_CLASSNET = [
     "score_images",
     "fuse",
     "evaluate",
+    "export_bundle",
     "compare",
 ]
 FROM_OBJECTS = FROM_CLASSNET[2:]
-FROM_SCORES = ["score_images", "fuse", "evaluate", "compare"]
+FROM_SCORES = ["score_images", "fuse", "evaluate", "export_bundle", "compare"]
 FROM_PARTS = ["select_parts", "align_parts", "train_partnet", *FROM_SCORES]
 FROM_ALIGNMENT = FROM_PARTS[1:]
 FROM_PARTNET = FROM_PARTS[2:]
@@ -115,7 +116,7 @@ EXPECTED: dict[str, list[str]] = {
     **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
-    "evaluation.bootstrap_samples": ["evaluate", "compare"],
+    "evaluation.bootstrap_samples": ["evaluate", "export_bundle", "compare"],
 }
 
 EXPECTED |= {
@@ -138,11 +139,11 @@ for section in stage.get("params", []):
         value = value[key]
     digest.update(repr((section, value)).encode())
 for dependency in stage["deps"]:
-    if dependency == "data/baselines":
-        for file in sorted(pathlib.Path(dependency).iterdir()):
-            digest.update(file.read_bytes())
-    elif dependency.startswith("data/"):
-        digest.update(pathlib.Path(dependency).read_bytes())
+    if dependency.startswith("data/"):
+        path = pathlib.Path(dependency)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(file.read_bytes())
 for out in stage["outs"]:
     path = pathlib.Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].ite
 ARTIFACTS = [out for stage in STAGES.values() for out in stage["outs"]]
 FOLDERS = {
     "data/plots",
+    "data/bundle",
     *(out for out in ARTIFACTS if out.startswith(("data/curves/", "data/baselines/"))),
 }
 
@@ -46,11 +47,10 @@ for section in stage.get("params", []):
         value = value[key]
     digest.update(repr((section, value)).encode())
 for dependency in stage["deps"]:
-    if dependency == "data/baselines":
-        for path in sorted(pathlib.Path(dependency).rglob("*.txt")):
-            digest.update(path.read_bytes())
-    elif dependency.startswith("data/"):
-        digest.update(pathlib.Path(dependency).read_bytes())
+    if dependency.startswith("data/"):
+        path = pathlib.Path(dependency)
+        for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
 for out in stage["outs"]:
     names = [out + "/one.txt", out + "/two.txt"] if out in {FOLDERS} else [out]
     for path in map(pathlib.Path, names):
@@ -252,6 +252,7 @@ def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> No
         "score_images",
         "fuse",
         "evaluate",
+        "export_bundle",
         "compare",
     ]
     dvc(colleague, "push", "--run-cache")

@@ -1,17 +1,15 @@
 """Other systems on the same data: how one is trained, and what it costs."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from opam.config import Params, section_of
+from opam.config import Params
 from opam.models.backbones import BackboneParams
-from opam.models.systems import method_params
 from opam.training import Objective, TrainingParams
 
 
@@ -25,21 +23,6 @@ class BaselineParams(Params):
         None, description="a first step with the backbone frozen: bcnn's; null: none"
     )
     training: TrainingParams
-
-
-def read_method(name: str, params: BaselineParams, path: Path) -> Params:
-    """The settings of a system's method.
-
-    Args:
-        name: of the entry under ``baselines``, for errors.
-        params: the entry.
-        path: of the parameter file, for errors.
-
-    Raises:
-        OpamError: a setting is unknown, of the wrong type or out of range.
-    """
-    content = {"baselines": {name: {"method": params.method}}}
-    return section_of(content, f"baselines.{name}.method", method_params(params.system), path)
 
 
 def _training_losses(
@@ -68,9 +51,8 @@ SYSTEM_OBJECTIVE = Objective(_training_losses, _validation_losses)
 """A system's own loss in training, cross-entropy of its prediction on val."""
 
 
-def gflops(network: nn.Module, input_size: int) -> float:
-    """Billions of floating-point operations (a multiply and an add are two) for one image."""
-    image = torch.zeros(1, 3, input_size, input_size, dtype=torch.uint8)
+def gflops(work: Callable[[], object]) -> float:
+    """Billions of floating-point operations of ``work`` (a multiply and an add are two)."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval().cpu()(image)
+        work()
     return counter.get_total_flops() / 1e9

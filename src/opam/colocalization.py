@@ -64,3 +64,15 @@ def project(features: np.ndarray, mean: np.ndarray, component: np.ndarray) -> np
     """
     centred = features - mean[:, None, None]
     return np.einsum("chw,c->hw", centred, component, dtype=np.float64).astype(np.float32)
+
+
+def object_map(views: np.ndarray, mean: np.ndarray, component: np.ndarray) -> np.ndarray:
+    """`project` of a photograph and its mirror image, merged: float32 h x w.
+
+    Args:
+        views: float 2 x C x h x w, as it is and mirrored.
+        mean: float C.
+        component: float C.
+    """
+    plain, mirrored = views
+    return project((plain + mirrored[:, :, ::-1]) / 2, mean, component)

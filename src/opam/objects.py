@@ -24,6 +24,17 @@ class ObjectParams(Params):
     )
 
 
+def chosen_map(cam: np.ndarray, common: np.ndarray | None, params: ObjectParams) -> np.ndarray:
+    """The map that ``params.map`` names; of a co-localization map the object's side, above 0.
+
+    Args:
+        cam: float h x w.
+        common: float h x w, which may be None where the map is the cam.
+        params: which of them.
+    """
+    return cam if params.map == "cam" or common is None else np.maximum(common, 0)
+
+
 def find_object(saliency: np.ndarray, threshold: float) -> tuple[Box, str]:
     """The object box and where it comes from.
 

@@ -148,6 +148,24 @@ def select_parts(
     return Selection((-1,) * n_parts, -np.inf, "object_box")
 
 
+def choose_parts(
+    saliency: np.ndarray, object_box: np.ndarray, candidates: np.ndarray, params: PartParams
+) -> tuple[np.ndarray, Selection]:
+    """The boxes of `select_parts`, int32 n x 4, and the selection."""
+    selection = select_parts(
+        saliency,
+        object_box,
+        candidates,
+        params.n_parts,
+        params.min_iou,
+        params.min_inside,
+        params.max_candidates,
+        params.max_iou,
+    )
+    chosen = [object_box if index < 0 else candidates[index] for index in selection.indices]
+    return np.array(chosen, dtype=np.int32), selection
+
+
 def mean_saliency(saliency: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Mean saliency inside each of int K x 4 boxes, clipped; float64 K, 0 for empty boxes."""
     height, width = saliency.shape

@@ -77,6 +77,26 @@ def merge_views(
     return merged.astype(np.float32)
 
 
+def merged_cam(
+    features: np.ndarray, logits: np.ndarray, weights: np.ndarray, size: int
+) -> tuple[int, np.ndarray]:
+    """The class that all of a photograph's `ten_crops` together ask for, and its merged map.
+
+    Args:
+        features: float 10 x C x h x w, a network's maps of each crop.
+        logits: float 10 x classes.
+        weights: float classes x C, of the linear layer.
+        size: cells a side of the map.
+
+    Returns:
+        The predicted label, and float32 size x size.
+    """
+    boxes, mirrored = ten_crops()
+    label = int(logits.mean(0).argmax())
+    cams = [class_activation_map(view, weights[label]) for view in features]
+    return label, merge_views(cams, boxes, mirrored, size)
+
+
 def to_image(cam: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale a map to the photograph (bilinear) and its values to 0..1.
 

@@ -39,7 +39,7 @@ def imported_modules(tree: ast.AST, known: set[str]) -> set[str]:
 
 def code_deps(script: Path, source: Path = Path("src")) -> list[str]:
     """The script and the file of every package module it loads, packages' own files included."""
-    graph = grimp.build_graph("opam", cache_dir=None)
+    graph = _graph()
     loaded: set[str] = set()
     for module in imported_modules(ast.parse(script.read_text()), graph.modules):
         loaded |= {module} | graph.find_upstream_modules(module)
@@ -58,11 +58,15 @@ def stage_code(script: Path) -> list[str]:
     code = code_deps(script)
     if script.stem != BASELINE:
         return code
-    graph = grimp.build_graph("opam", cache_dir=None)
+    graph = _graph()
     systems = {f"opam.models.{name}" for name in SYSTEMS}
     loaded = {module for each in systems for module in graph.find_upstream_modules(each)}
     shared = {_file(module, Path("src")).as_posix() for module in loaded - systems}
     return [code[0], *sorted({*code[1:], *shared, "src/opam/models/${item.system}.py"})]
+
+
+def _graph() -> grimp.ImportGraph:
+    return grimp.build_graph("opam", cache_dir=None, exclude_type_checking_imports=True)
 
 
 def _parents(module: str) -> list[str]:

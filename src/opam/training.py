@@ -9,6 +9,7 @@ import importlib.util
 import io
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pydantic import Field, model_validator
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from opam.artifacts import BOX, atomic
+from opam.artifacts import BOX, atomic, write_json
 from opam.config import Params
 from opam.crops import TrainingCrops
 from opam.device import ExecutionParams
@@ -32,6 +33,8 @@ from opam.progress import progress
 from opam.resume import RESUME, fingerprint
 
 CURVES = Path("data/curves")
+TIME = "time.json"
+"""Beside the curves: the seconds that training took."""
 
 
 class TrainingParams(Params):
@@ -96,11 +99,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gives: the weights of the best epoch and a row of figures per epoch."""
+    """What training gives.
+
+    Attributes:
+        best_state: weights of the best epoch.
+        best_epoch: its number, from 0.
+        history: losses and accuracies of each epoch.
+        seconds: that all epochs took, those before an interruption too.
+    """
 
     best_state: dict[str, torch.Tensor]
     best_epoch: int
     history: list[dict[str, float]]
+    seconds: float
 
 
 def samples(table: pd.DataFrame, manifest: pd.DataFrame, head: int = -1) -> pd.DataFrame:
@@ -181,8 +192,9 @@ def train(
 ) -> Trained:
     """Train ``network`` and return the epoch with the best accuracy on ``val_samples``.
 
-    After each epoch a checkpoint goes to ``.resume/``; a training that was interrupted goes on
-    from it if network, samples and params are the same, and ends with the same bytes.
+    Curves and `TIME` are written. After each epoch a checkpoint goes to ``.resume/``; a training
+    that was interrupted goes on from it if network, samples and params are the same, and ends
+    with the same bytes.
 
     Args:
         name: shown, and names checkpoint and curves.
@@ -224,18 +236,21 @@ def train(
     checkpoint = RESUME / f"{name}.pt"
     history: list[dict[str, float]] = []
     best_state: dict[str, torch.Tensor] = {}
-    iteration = 0
+    iteration, seconds = 0, 0.0
     saved = _read_checkpoint(checkpoint, key)
     if saved:
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         history, best_state, iteration = saved["history"], saved["best"], saved["iteration"]
+        seconds = saved["seconds"]
         print(f"{name}: resumed behind epoch {len(history)}", file=sys.stderr, flush=True)
 
     batches_an_epoch = math.ceil(len(first) / params.batch_size)
     iterations = params.epochs * batches_an_epoch
-    with _curves(name, curves or CURVES / name, history, execution.tensorboard) as log:
+    curves = curves or CURVES / name
+    with _curves(name, curves, history, execution.tensorboard) as log:
         for epoch in range(len(history), params.epochs):
+            started = time.monotonic()
             fabric.seed_everything(seed * 100_003 + epoch, workers=False, verbose=False)
             table = epoch_samples(epoch)
             order = np.random.default_rng([seed, epoch]).permutation(len(table))
@@ -283,6 +298,7 @@ def train(
                 best_state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
             history.append(row)
             log(row)
+            seconds += time.monotonic() - started
             print(f"{name}: " + _line(epoch, row), file=sys.stderr, flush=True)
             _write_checkpoint(
                 checkpoint,
@@ -293,12 +309,14 @@ def train(
                     "history": history,
                     "best": best_state,
                     "iteration": iteration,
+                    "seconds": seconds,
                 },
             )
+    write_json(curves / TIME, {"training_seconds": seconds})
     best = max(
         range(len(history)), key=lambda e: (history[e]["val_accuracy"], -history[e]["val_loss"], -e)
     )
-    return Trained(best_state, best, history)
+    return Trained(best_state, best, history, seconds)
 
 
 @torch.no_grad()

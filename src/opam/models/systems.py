@@ -29,6 +29,22 @@ def method_params(system: str) -> type[Params]:
     return getattr(_module(system), SYSTEMS[system][1])
 
 
+def read_method(name: str, system: str, method: dict[str, Any], path: Path) -> Params:
+    """The settings of a system's method.
+
+    Args:
+        name: of the entry under ``baselines``, for errors.
+        system: a name of `SYSTEMS`.
+        method: what differs from the system's defaults.
+        path: of the parameter file, for errors.
+
+    Raises:
+        OpamError: a setting is unknown, of the wrong type or out of range.
+    """
+    content = {"baselines": {name: {"method": method}}}
+    return section_of(content, f"baselines.{name}.method", method_params(system), path)
+
+
 def create_system(system: str, backbone: Backbone, classes: int, method: Params) -> Any:
     """The network of a system: an ``nn.Module`` that gives a `Prediction` (see its module)."""
     return getattr(_module(system), SYSTEMS[system][0])(backbone, classes, method)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opam.alignment import AlignmentParams
-from opam.baselines import BaselineParams, read_method
+from opam.baselines import BaselineParams
 from opam.colocalization import ColocalizationParams
 from opam.config import SECTIONS, params_path, read_yaml, section_of
 from opam.datasets import DatasetParams
@@ -18,6 +18,7 @@ from opam.filtering import FilterParams
 from opam.fusion import FusionParams
 from opam.metrics import EvaluationParams
 from opam.models.backbones import BackboneParams
+from opam.models.systems import read_method
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.preparation import PrepareParams
@@ -61,7 +62,7 @@ def check(path: Path) -> None:
             found = section_of(content, section, TYPES[section], path)
             if section == "baselines":
                 for name, baseline in found.items():
-                    read_method(name, baseline, path)
+                    read_method(name, baseline.system, baseline.method, path)
         except OpamError as error:
             problems.append(str(error))
     if problems:

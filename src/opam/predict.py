@@ -1,0 +1,162 @@
+"""Classify the photographs of a folder or a list: a row each, and drawings where asked for."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from opam.artifacts import BOX, atomic
+from opam.classifier import BRANCHES, Classification, Classifier
+from opam.errors import OpamError
+from opam.images import read_image
+from opam.progress import progress
+
+PHOTOGRAPHS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+"""Names of a folder's files that are taken for photographs."""
+
+BATCH = 8
+"""Photographs that go through the networks together."""
+
+COLOURS = ("#ffb000", "#00c8ff", "#ff5fb0", "#7ddc4c")
+"""Of parts, by cluster; the object is white."""
+
+
+def find_photographs(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and all photographs below the folders named.
+
+    Raises:
+        OpamError: a path does not exist, or there is no photograph.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = (each for each in path.rglob("*") if each.suffix.lower() in PHOTOGRAPHS)
+            found += sorted(each for each in below if each.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise OpamError(f"{path}: no such file or folder; correct the path")
+    if not found:
+        raise OpamError(f"{paths[0]}: no photograph found ({', '.join(sorted(PHOTOGRAPHS))})")
+    return found
+
+
+def predict(
+    classifier: Classifier, paths: Sequence[Path], top: int, overlays: Path | None = None
+) -> Iterator[dict[str, object]]:
+    """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
+
+    Args:
+        classifier: a loaded bundle.
+        paths: files.
+        top: so many classes a row.
+        overlays: folder for drawings of object and parts, named as the photographs, or None.
+
+    Raises:
+        OpamError: a drawing cannot be written.
+    """
+    names = drawing_names(paths)
+    for batch in _batches(progress(paths, len(paths), "predict")):
+        images, errors = {}, {}
+        for path in batch:
+            try:
+                images[path] = read_image(path)
+            except OpamError as error:
+                errors[path] = str(error)
+        found = dict(zip(images, classifier.classify(list(images.values())), strict=True))
+        for path in batch:
+            if path in errors:
+                yield {"photograph": str(path), "error": errors[path]}
+                continue
+            yield row(path, found[path], classifier.classes, top)
+            if overlays is not None:
+                drawing = overlay(images[path], found[path])
+                with atomic(overlays / names[path]) as temporary:
+                    drawing.save(temporary, "JPEG", quality=90)
+
+
+def row(path: Path, found: Classification, classes: list[str], top: int) -> dict[str, object]:
+    """One photograph's result, flat.
+
+    Returns:
+        ``photograph, error, class``; for k = 1.. ``top_k, top_k_fused, top_k_original,
+        top_k_object, top_k_part`` (a class, and its probability by each branch); ``object_x0``
+        to ``object_y1``; for p = 0.. ``part_p_cluster, part_p_x0`` to ``part_p_y1``; and which
+        rule stood in where object or parts were not to be found.
+    """
+    values: dict[str, object] = {"photograph": str(path), "error": None, "class": found.class_name}
+    best = np.argsort(-found.probabilities["fused"], kind="stable")[:top]
+    for rank, label in enumerate(best, start=1):
+        values[f"top_{rank}"] = classes[label]
+        for branch in ("fused", *BRANCHES):
+            values[f"top_{rank}_{branch}"] = round(float(found.probabilities[branch][label]), 6)
+    values |= {f"object_{side}": int(x) for side, x in zip(BOX, found.object_box, strict=True)}
+    for part, (box, cluster) in enumerate(zip(found.parts, found.clusters, strict=True)):
+        values[f"part_{part}_cluster"] = int(cluster)
+        values |= {f"part_{part}_{side}": int(x) for side, x in zip(BOX, box, strict=True)}
+    return values | {
+        "object_fallback": found.object_fallback,
+        "part_fallback": found.part_fallback,
+    }
+
+
+def overlay(image: np.ndarray, found: Classification) -> Image.Image:
+    """The photograph with its object box (white), its parts (by cluster) and its class."""
+    drawing = Image.fromarray(image)
+    pen = ImageDraw.Draw(drawing)
+    width = max(2, round(max(image.shape[:2]) / 200))
+    boxes = [(found.object_box, "white")]
+    colours = [COLOURS[cluster % len(COLOURS)] for cluster in found.clusters]
+    for (x0, y0, x1, y1), colour in [*boxes, *zip(found.parts, colours, strict=True)]:
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
+    text = f"{found.class_name} {found.probabilities['fused'].max():.0%}"
+    size = max(12, round(image.shape[1] / 30))
+    pen.text(
+        (width * 2, width * 2),
+        text,
+        fill="white",
+        font_size=size,
+        stroke_width=max(1, size // 10),
+        stroke_fill="black",
+    )
+    return drawing
+
+
+def drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each photograph's drawing; of equal names the later ones get a number."""
+    names: dict[Path, str] = {}
+    taken: dict[str, int] = {}
+    for path in paths:
+        count = taken[path.stem] = taken.get(path.stem, 0) + 1
+        names[path] = f"{path.stem}.jpg" if count == 1 else f"{path.stem}-{count}.jpg"
+    return names
+
+
+def table_of(rows: list[dict[str, object]]) -> pd.DataFrame:
+    """Rows as a table; whole numbers stay whole beside photographs that could not be read."""
+    return pd.DataFrame(rows).convert_dtypes(convert_string=False, convert_floating=False)
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write rows as .csv, .jsonl or, with any other ending, parquet.
+
+    Raises:
+        OpamError: the file cannot be written.
+    """
+    table = table_of(rows)
+    with atomic(path) as temporary:
+        if path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        elif path.suffix == ".jsonl":
+            table.to_json(temporary, orient="records", lines=True, force_ascii=False)
+        else:
+            table.to_parquet(temporary, index=False)
+
+
+def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    waiting = iter(paths)
+    while batch := list(islice(waiting, BATCH)):
+        yield batch

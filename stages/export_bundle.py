@@ -1,0 +1,62 @@
+"""Export the bundle: all that it takes to classify the next photograph, in one folder.
+
+Run by itself: ``python stages/export_bundle.py``.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+
+from opam.artifacts import atomic, read_json, write_json
+from opam.classifier import BUNDLE, FORMAT, NETWORKS
+from opam.colocalization import ColocalizationParams
+from opam.config import Params, read_params
+from opam.models.backbones import BackboneParams, create_backbone
+from opam.objects import ObjectParams
+from opam.parts import PartParams
+from opam.proposals import ProposalParams
+from opam.report.model_card import model_card
+from opam.saliency import SaliencyParams
+from opam.stage import run
+
+DATA = Path("data")
+OUT = DATA / "bundle"
+PACKAGES = ("opam", "torch", "timm", "numpy", "pillow", "opencv-contrib-python-headless")
+
+
+def main() -> None:
+    """Write data/bundle/."""
+    backbone = read_params("backbone", BackboneParams)
+    objects = read_params("objects", ObjectParams)
+    steps: dict[str, Params] = {
+        "proposals": read_params("proposals", ProposalParams),
+        "saliency": read_params("saliency", SaliencyParams),
+        "colocalization": read_params("colocalization", ColocalizationParams),
+        "objects": objects,
+        "parts": read_params("parts", PartParams),
+    }
+    content = {
+        "format": FORMAT,
+        "classes": read_json(DATA / "classes.json"),
+        "fusion": read_json(DATA / "fusion.json")["weights"],
+        "alignment": read_json(DATA / "neuron_clusters.json"),
+        "common": read_json(DATA / "common_component.json"),
+        "params": {name: params.model_dump() for name, params in steps.items()},
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    for name in NETWORKS.values():
+        with atomic(OUT / f"{name}.safetensors") as temporary:
+            temporary.write_bytes((DATA / "models" / f"{name}.safetensors").read_bytes())
+    if objects.map == "colocalization":
+        state = create_backbone(backbone).body.state_dict()
+        with atomic(OUT / "backbone.safetensors") as temporary:
+            temporary.write_bytes(safetensors.torch.save(state))
+    write_json(OUT / BUNDLE, content)
+    card = model_card(content, backbone.name, read_json(DATA / "metrics.json"))
+    with atomic(OUT / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

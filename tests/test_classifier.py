@@ -1,0 +1,196 @@
+"""The bundle: what the pipeline said, again, elsewhere; and `opam predict` on it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from small_project import Undisturbed
+from typer.testing import CliRunner
+
+from opam import Classifier, cli
+from opam.archive import open_archive
+from opam.artifacts import BOX, read_table
+from opam.errors import OpamError
+
+pytestmark = pytest.mark.slow
+
+SAME = 1e-5
+"""Batches of another size sum in another order."""
+
+
+@pytest.fixture(scope="module")
+def data(undisturbed: Undisturbed) -> Path:
+    return undisturbed.untouched / "data"
+
+
+@pytest.fixture(scope="module")
+def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, far from the project's data."""
+    return shutil.copytree(data / "bundle", tmp_path_factory.mktemp("elsewhere") / "birds")
+
+
+@pytest.fixture(scope="module")
+def photographs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Path of each test photograph, by image_id."""
+    folder = tmp_path_factory.mktemp("photographs")
+    manifest = read_table(data / "manifest.parquet", "manifest")
+    found = {}
+    raw = open_archive(data / "raw.zip").root
+    for row in manifest[manifest["split"] == "test"].itertuples():
+        member = row.path.partition("raw.zip/")[2]
+        found[row.image_id] = folder / member.replace("/", "_")
+        found[row.image_id].write_bytes(raw.read(member))
+    return found
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Classifier:
+    return Classifier.load(bundle, "cpu")
+
+
+def test_probabilities_boxes_and_clusters_are_the_pipelines(
+    data: Path, classifier: Classifier, photographs: dict[str, Path]
+) -> None:
+    predictions = read_table(data / "predictions.parquet", "predictions").set_index("image_id")
+    objects = read_table(data / "objects.parquet", "objects").set_index("image_id")
+    parts = dict(
+        iter(read_table(data / "aligned_parts.parquet", "aligned_parts").groupby("image_id"))
+    )
+    scores = {
+        branch: read_table(data / f"scores/{branch}.parquet", "scores").set_index("image_id")
+        for branch in ("original", "object", "part")
+    }
+    found = classifier.classify(list(photographs.values()))
+    assert len(found) == len(photographs) > 10
+    for image_id, each in zip(photographs, found, strict=True):
+        expected = predictions.loc[image_id]
+        np.testing.assert_allclose(
+            each.probabilities["fused"], expected["probabilities"], atol=SAME
+        )
+        for branch, table in scores.items():
+            np.testing.assert_allclose(
+                each.probabilities[branch], table.loc[image_id, "probabilities"], atol=SAME
+            )
+        assert each.label == expected["fused"]
+        assert each.object_box.tolist() == objects.loc[image_id, BOX].tolist()
+        assert each.parts.tolist() == parts[image_id][BOX].to_numpy().tolist()
+        assert each.clusters.tolist() == parts[image_id]["cluster"].tolist()
+
+
+def test_one_photograph_in_every_form(classifier: Classifier, photographs: dict[str, Path]) -> None:
+    path = next(iter(photographs.values()))
+    image = Image.open(path)
+    of_path = classifier(path).probabilities["fused"]
+    assert of_path.sum() == pytest.approx(1, abs=1e-5)
+    for form in (str(path), image, np.asarray(image.convert("RGB"))):
+        np.testing.assert_allclose(classifier(form).probabilities["fused"], of_path, atol=SAME)
+    assert classifier.classify([]) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3)])
+def test_odd_sizes_are_classified(classifier: Classifier, size: tuple[int, int]) -> None:
+    found = classifier(Image.new("L", size))
+    assert np.isfinite(found.probabilities["fused"]).all()
+    assert (found.parts[:, 2:] <= size).all()
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((9, 9)), np.zeros((9, 9, 4), np.uint8), np.zeros((0, 9, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(classifier: Classifier, array: np.ndarray) -> None:
+    with pytest.raises(OpamError, match="uint8 height x width x 3"):
+        classifier(array)
+
+
+def test_a_damaged_bundle_is_told(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(OpamError, match=r"bundle\.json: not found"):
+        Classifier.load(tmp_path)
+    with pytest.raises(OpamError, match="unknown 'gpu'"):
+        Classifier.load(bundle, "gpu")
+    good = json.loads((bundle / "bundle.json").read_text())
+    for change, message in (
+        ({"format": 99}, "format 99"),
+        ({"fusion": {}}, "not written by export_bundle"),
+        ({"classes": ["one"]}, "export the bundle anew"),
+        ({"params": {}}, "missing"),
+    ):
+        folder = tmp_path / message.replace(" ", "_")
+        shutil.copytree(bundle, folder)
+        (folder / "bundle.json").write_text(json.dumps({**good, **change}))
+        with pytest.raises(OpamError, match=message):
+            Classifier.load(folder)
+    (folder / "bundle.json").write_text(json.dumps(good))
+    (folder / "classnet.safetensors").write_bytes(b"no")
+    with pytest.raises(OpamError, match=r"classnet\.safetensors"):
+        Classifier.load(folder)
+
+
+def test_the_card_says_what_was_measured(data: Path, bundle: Path) -> None:
+    card = (bundle / "README.md").read_text()
+    accuracy = json.loads((data / "metrics.json").read_text())["accuracy"]["fused"]
+    assert f"| fused | {accuracy:.1%} |" in card
+    assert "CorLoc" in card or "IoU" in card
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_predict_writes_a_row_a_photograph(
+    bundle: Path, photographs: dict[str, Path], tmp_path: Path, ending: str
+) -> None:
+    folder = next(iter(photographs.values())).parent
+    out = tmp_path / f"results.{ending}"
+    arguments = ["predict", str(folder), "--bundle", str(bundle), "--out", str(out), "--top", "2"]
+    done = CliRunner().invoke(cli.app, [*arguments, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    read = {
+        "csv": pd.read_csv,
+        "jsonl": lambda path: pd.read_json(path, lines=True),
+        "parquet": pd.read_parquet,
+    }
+    table = read[ending](out)
+    assert sorted(table["photograph"]) == sorted(map(str, photographs.values()))
+    assert (table["class"] == table["top_1"]).all()
+    assert (table["top_1_fused"] >= table["top_2_fused"]).all()
+    assert "top_3" not in table
+    assert (table["object_x1"] > table["object_x0"]).all()
+    assert {"part_0_cluster", "part_1_y1", "top_1_part"} <= set(table)
+
+
+def test_a_broken_photograph_is_a_row_and_the_rest_is_done(
+    bundle: Path, photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    good = list(photographs.values())[:2]
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(good[0].read_bytes()[:300])
+    out, drawings = tmp_path / "results.csv", tmp_path / "drawn"
+    command = [sys.executable, "-c", "from opam.cli import main; main()", "predict"]
+    command += [str(good[0]), str(bad), str(good[1]), "--bundle", str(bundle)]
+    command += ["--out", str(out), "--overlay", str(drawings)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "bad.jpg: cannot be decoded" in done.stderr
+    assert "1 of 3 photographs could not be read" in done.stderr
+    assert "Traceback" not in done.stderr
+    table = pd.read_csv(out)
+    assert table["error"].notna().tolist() == [False, True, False]
+    assert table["class"].notna().tolist() == [True, False, True]
+    assert pd.api.types.is_float_dtype(table["top_1_fused"])
+    assert "." not in out.read_text().splitlines()[1].split(",")[-3]
+    sizes = {path.name: Image.open(path).size for path in drawings.iterdir()}
+    assert sizes == {f"{path.stem}.jpg": Image.open(path).size for path in good}
+
+
+def test_what_cannot_be_predicted_is_told(bundle: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ([str(tmp_path / "no")], "no such file or folder"),
+        ([str(tmp_path)], "no photograph found"),
+        ([str(tmp_path), "--out", "results.txt"], "cannot tell the format"),
+    ):
+        done = CliRunner().invoke(cli.app, ["predict", *arguments, "--bundle", str(bundle)])
+        assert isinstance(done.exception, OpamError)
+        assert message in str(done.exception)
