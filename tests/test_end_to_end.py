@@ -163,6 +163,7 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
         "fuse",
         "evaluate",
+        "export_bundle",
         "compare",
     ]
     experiments = dvc(repro, "exp", "show", "--csv")

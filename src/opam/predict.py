@@ -137,7 +137,9 @@ def drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def table_of(rows: list[dict[str, object]]) -> pd.DataFrame:
     """Rows as a table; whole numbers stay whole beside photographs that could not be read."""
-    return pd.DataFrame(rows).convert_dtypes(convert_string=False, convert_floating=False)
+    table = pd.DataFrame(rows)
+    whole = [name for name in map(str, table) if name.endswith((*BOX, "_cluster"))]
+    return table.astype(dict.fromkeys(whole, "Int64"))
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
