@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from opam.artifacts import BOX, atomic, write_json
 from opam.config import Params
 from opam.crops import TrainingCrops
-from opam.device import ExecutionParams
+from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
 from opam.progress import progress
 from opam.resume import RESUME, fingerprint
@@ -210,12 +209,8 @@ def train(
     Raises:
         OpamError: the loss is not finite, or the GPU's memory does not suffice.
     """
-    accelerator = "cuda" if _use_cuda(execution) else "cpu"
-    fabric = lightning.Fabric(
-        accelerator=accelerator,
-        devices=1,
-        precision="bf16-mixed" if accelerator == "cuda" else "32-true",
-    )
+    device = prepare_device(execution)
+    network.to(device)
     network.to(memory_format=cast(Any, torch.channels_last))
     groups = cast(Any, network).parameter_groups()
     optimizer = torch.optim.SGD(
@@ -229,9 +224,6 @@ def train(
     )
     first = epoch_samples(0)
     key = _key(network, first, val_samples, params, seed)
-    model, optimizer = fabric.setup(network, optimizer)
-    if hasattr(network, "loss"):
-        model.mark_forward_method("loss")
 
     checkpoint = RESUME / f"{name}.pt"
     history: list[dict[str, float]] = []
@@ -251,7 +243,7 @@ def train(
     with _curves(name, curves, history, execution.tensorboard) as log:
         for epoch in range(len(history), params.epochs):
             started = time.monotonic()
-            fabric.seed_everything(seed * 100_003 + epoch, workers=False, verbose=False)
+            torch.manual_seed(seed * 100_003 + epoch)
             table = epoch_samples(epoch)
             order = np.random.default_rng([seed, epoch]).permutation(len(table))
             crops = TrainingCrops(
@@ -261,7 +253,7 @@ def train(
             if params.frozen_batch_norm:
                 freeze_batch_norm(cast(Any, network).backbone)
             total, correct = 0.0, 0.0
-            batches = _batches(crops, params.batch_size, execution.workers, fabric)
+            batches = _batches(crops, params.batch_size, execution.workers, device)
             description = f"{name} epoch {epoch + 1}/{params.epochs}"
             for images, labels, heads in progress(
                 batches, batches_an_epoch, description, "batches"
@@ -270,8 +262,9 @@ def train(
                     factor = rate_factor(iteration, iterations, params)
                     group["lr"] = params.rate * group["factor"] * factor
                 try:
-                    loss, right = objective.training(model, images, labels, heads, params)
-                    fabric.backward(loss)
+                    with autocast(device):
+                        loss, right = objective.training(network, images, labels, heads, params)
+                    loss.backward()
                 except torch.cuda.OutOfMemoryError:
                     raise OpamError(
                         f"{name}.batch_size: {params.batch_size} crops of {params.input_size} "
@@ -285,7 +278,7 @@ def train(
             if not math.isfinite(total):
                 raise OpamError(f"{name}.rate: {params.rate} made the loss infinite; lower it")
             val_loss, val_accuracy = evaluate(
-                model, val_samples, params, execution, fabric, objective.validation
+                network, val_samples, params, execution, objective.validation
             )
             row = {
                 "train_loss": total / len(table),
@@ -321,21 +314,22 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module,
+    network: torch.nn.Module,
     table: pd.DataFrame,
     params: TrainingParams,
     execution: ExecutionParams,
-    fabric: lightning.Fabric,
     losses: Losses = cam_losses,
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of centred crops."""
-    model.eval()
+    device = prepare_device(execution)
+    network.to(device).eval()
     crops = TrainingCrops(table, params.input_size, params.resize, None)
     plain = params.model_copy(update={"label_smoothing": 0.0})
     loss, correct = 0.0, 0.0
-    for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, fabric):
+    for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, device):
         try:
-            batch_loss, right = losses(model, images, labels, heads, plain)
+            with autocast(device):
+                batch_loss, right = losses(network, images, labels, heads, plain)
         except torch.cuda.OutOfMemoryError:
             raise OpamError(
                 f"execution.batch_size: {execution.batch_size} crops of {params.input_size} pixels "
@@ -360,21 +354,14 @@ def hits(logits: torch.Tensor, labels: torch.Tensor, heads: torch.Tensor) -> tor
     return probabilities.argmax(1) == labels
 
 
-def _use_cuda(execution: ExecutionParams) -> bool:
-    from opam.device import prepare_device
-
-    return prepare_device(execution).type == "cuda"
-
-
 def _batches(
-    crops: TrainingCrops, batch_size: int, workers: int, fabric: lightning.Fabric
+    crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    cuda = fabric.device.type == "cuda"
     loader: DataLoader[Any] = DataLoader(
-        crops, batch_size=batch_size, num_workers=workers, pin_memory=cuda
+        crops, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda"
     )
     for batch in loader:
-        yield tuple(part.to(fabric.device, non_blocking=True) for part in batch)
+        yield tuple(part.to(device, non_blocking=True) for part in batch)
 
 
 def _key(
