@@ -45,7 +45,11 @@ def find_photographs(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    classifier: Classifier, paths: Sequence[Path], top: int, overlays: Path | None = None
+    classifier: Classifier,
+    paths: Sequence[Path],
+    top: int,
+    overlays: Path | None = None,
+    quiet: bool = False,
 ) -> Iterator[dict[str, object]]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
 
@@ -54,12 +58,13 @@ def predict(
         paths: files.
         top: so many classes a row.
         overlays: folder for drawings of object and parts, named as the photographs, or None.
+        quiet: show no progress.
 
     Raises:
         OpamError: a drawing cannot be written.
     """
     names = drawing_names(paths)
-    for batch in _batches(progress(paths, len(paths), "predict")):
+    for batch in _batches(paths if quiet else progress(paths, len(paths), "predict")):
         images, errors = {}, {}
         for path in batch:
             try:
