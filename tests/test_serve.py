@@ -24,7 +24,7 @@ from small_project import Undisturbed
 from opam import Classifier
 from opam.errors import OpamError
 from opam.images import MAX_PIXELS
-from opam.predict import COLOURS
+from opam.report.panels import COLOURS
 from opam.serve import FRAME, create_app, listen, page_html, uploaded
 
 pytestmark = pytest.mark.slow

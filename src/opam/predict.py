@@ -13,15 +13,13 @@ from opam.classifier import BRANCHES, Classification, Classifier
 from opam.errors import OpamError
 from opam.images import read_image
 from opam.progress import progress
+from opam.report.panels import COLOURS
 
 PHOTOGRAPHS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 """Names of a folder's files that are taken for photographs."""
 
 BATCH = 8
 """Photographs that go through the networks together."""
-
-COLOURS = ("#ffb000", "#00c8ff", "#ff5fb0", "#7ddc4c")
-"""Of parts, by cluster; the object is white."""
 
 
 def find_photographs(paths: Sequence[Path]) -> list[Path]:

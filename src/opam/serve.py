@@ -21,7 +21,7 @@ import numpy as np
 from opam.classifier import BRANCHES, Classification, Classifier
 from opam.errors import OpamError, cause
 from opam.images import decode_image
-from opam.predict import COLOURS
+from opam.report.panels import COLOURS
 
 try:
     import python_multipart  # noqa: F401
