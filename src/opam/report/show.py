@@ -180,7 +180,7 @@ def object_box(photograph: Photograph) -> Panel:
     sketch.darken(photograph.scaled(chosen) < params.threshold)
     caption = f"white: around the largest region of at least {params.threshold:g}"
     if row.fallback != "none":
-        caption = f"white: the map says nothing, so {row.fallback}"
+        caption = "white: the map says nothing, so the whole photograph"
     if photograph.true_box is not None:
         sketch.boxes([photograph.true_box], TRUE_BOX, width=3)
         iou = box_iou(box[None], photograph.true_box[None])[0]
