@@ -85,7 +85,7 @@ def create_app(classifier: Classifier, max_bytes: int) -> FastAPI:
         return await run_in_threadpool(classify, content)
 
     def classify(content: bytes) -> dict[str, Any]:
-        with one_at_a_time:  # decoding too: a photograph may take a gigabyte
+        with one_at_a_time:  # decoding too: the largest that is let through takes 5 GB
             try:
                 image = decode_image(content, "The photograph", FORMATS)
             except OpamError as error:
