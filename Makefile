@@ -1,5 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# See src/opam/__init__.py; here for the stages that load torch first.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help repro repro-all pull test bench lint deps preset figures
 .DEFAULT_GOAL := help

@@ -30,7 +30,15 @@ STEPS = {
         ]
     )
 }
-FACES = {"opam.report", "opam.stage_deps", "opam.classifier", "opam.predict", "opam.cli"}
+FACES = {
+    "opam.report",
+    "opam.stage_deps",
+    "opam.classifier",
+    "opam.predict",
+    "opam.serve",
+    "opam.onnx_export",
+    "opam.cli",
+}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,9 @@ from opam.training import Objective, TrainingParams
 class BaselineParams(Params):
     """One system, and how it is trained."""
 
-    system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"]
+    system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"] = Field(
+        description="what is trained; see README.md"
+    )
     backbone: BackboneParams | None = Field(None, description="null: the backbone of all others")
     method: dict[str, Any] = Field({}, description="what differs from the system's own defaults")
     classifier_training: TrainingParams | None = Field(

@@ -1,4 +1,7 @@
-"""The command ``opam``."""
+"""The command ``opam``.
+
+What draws the help needs no torch: every command imports what it runs by itself.
+"""
 
 import sys
 from enum import StrEnum
@@ -12,7 +15,7 @@ from opam.errors import OpamError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 class Device(StrEnum):
@@ -23,17 +26,36 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+Bundle = Annotated[Path, typer.Option(help="what the stage export_bundle wrote")]
+OnDevice = Annotated[Device, typer.Option(help="where the networks run")]
+
+BUNDLE = Path("data/bundle")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"opam {version('opam')}")
+        raise typer.Exit
+
+
 @app.callback()
-def opam() -> None:
-    """Object, parts and class of photographs, by a trained bundle."""
+def opam(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="tell the version")
+    ] = False,
+) -> None:
+    """Object, parts and class of photographs, by a model trained on image labels alone.
+
+    The pipeline that trains it runs by `dvc repro`; see README.md.
+    """
 
 
-@app.command()
+@app.command(rich_help_panel="With a trained bundle")
 def predict(
     photographs: Annotated[list[Path], typer.Argument(help="photographs, or folders of them")],
-    bundle: Annotated[Path, typer.Option(help="what the stage export_bundle wrote")] = Path(
-        "data/bundle"
-    ),
+    bundle: Bundle = BUNDLE,
     out: Annotated[
         Path | None, typer.Option(help="results: .csv, .jsonl or .parquet; else CSV is printed")
     ] = None,
@@ -41,14 +63,14 @@ def predict(
         Path | None, typer.Option(help="folder for drawings of object and parts")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="classes a photograph")] = 5,
-    device: Annotated[Device, typer.Option(help="where the networks run")] = Device.auto,
+    device: OnDevice = Device.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
 ) -> None:
     """Label photographs: class, probabilities of every branch, object and parts.
 
     A photograph that cannot be read gets a row with the error; all others are done, and the
     exit code is 1.
     """
-    # What draws the help needs no torch.
     from opam.classifier import Classifier
     from opam.predict import find_photographs, table_of, write_rows
     from opam.predict import predict as rows_of
@@ -56,7 +78,7 @@ def predict(
     if out is not None and out.suffix not in FORMATS:
         raise OpamError(f"{out}: cannot tell the format; end it in {', '.join(FORMATS)}")
     paths = find_photographs(photographs)
-    rows = list(rows_of(Classifier.load(bundle, device.value), paths, top, overlay))
+    rows = list(rows_of(Classifier.load(bundle, device.value), paths, top, overlay, quiet))
     if out is None:
         print(table_of(rows).to_csv(index=False), end="")
     else:
@@ -66,6 +88,69 @@ def predict(
         print(f"error: {row['error']}", file=sys.stderr)
     if broken:
         raise OpamError(f"{len(broken)} of {len(rows)} photographs could not be read")
+
+
+@app.command(rich_help_panel="With a trained bundle")
+def serve(
+    bundle: Bundle = BUNDLE,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; 0.0.0.0 lets others in, without a password")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    device: OnDevice = Device.auto,
+    max_megabytes: Annotated[
+        int, typer.Option(min=1, max=1000, help="larger photographs are refused")
+    ] = 20,
+) -> None:
+    """Show a page in the browser that labels one photograph after the other."""
+    from opam.serve import serve as run
+
+    run(bundle, host, port, device.value, max_megabytes)
+
+
+@app.command("export-onnx", rich_help_panel="With a trained bundle")
+def export_onnx(
+    bundle: Bundle = BUNDLE,
+    out: Annotated[Path, typer.Option(help="folder of the files")] = Path("data/onnx"),
+) -> None:
+    """Write the three networks as ONNX: uint8 images in, logits out."""
+    from opam.onnx_export import export_onnx as export
+
+    for path in export(bundle, out):
+        print(path)
+
+
+@app.command(rich_help_panel="In the project's folder")
+def show(
+    image_id: Annotated[str, typer.Argument(help="as in data/manifest.parquet")],
+    out: Annotated[
+        Path | None, typer.Option(help="drawing to write, .png; else named after the photograph")
+    ] = None,
+) -> None:
+    """Draw every step of one photograph of the run in this folder."""
+    from opam.report.show import show as draw
+
+    print(draw(Path("data"), image_id, out))
+
+
+@app.command(rich_help_panel="In the project's folder")
+def params(
+    section: Annotated[
+        str | None, typer.Argument(help="a section of params.yaml, or one parameter")
+    ] = None,
+) -> None:
+    """Explain the parameters: type, range, default, and what params.yaml says."""
+    from opam.report.params_help import print_params
+
+    print_params(section)
+
+
+@app.command(rich_help_panel="In the project's folder")
+def doctor() -> None:
+    """Check this machine and this folder; exit code 1 where something must be mended."""
+    from opam.report.doctor import print_checks
+
+    print_checks()
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from opam.archive import read_file
 from opam.errors import OpamError, cause
@@ -26,25 +26,48 @@ def read_image(path: Path | str) -> np.ndarray:
     Raises:
         OpamError: missing, truncated, not an image, or more than `MAX_PIXELS` pixels.
     """
-    return np.asarray(_open_upright(path))
-
-
-def _open_upright(path: Path | str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise OpamError(f"{path}: {pixels} pixels, more than {MAX_PIXELS}; scale it down")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+        content = read_file(path)
     except FileNotFoundError:
         raise OpamError(f"{path}: photograph not found; restore it or run `dvc repro`") from None
     except OpamError:
         raise
+    except Exception as error:  # a folder, say, or an impossible name
+        raise _undecodable(str(path), cause(error)) from None
+    return decode_image(content, str(path))
+
+
+def decode_image(content: bytes, name: str, formats: tuple[str, ...] | None = None) -> np.ndarray:
+    """Decode the bytes of a photograph, as `read_image` does.
+
+    Args:
+        content: of the file.
+        name: what errors call it.
+        formats: Pillow's names of the formats that are let through; None: all.
+
+    Returns:
+        uint8 H x W x 3, RGB.
+
+    Raises:
+        OpamError: truncated, not an image, or more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise OpamError(f"{name}: {pixels} pixels, more than {MAX_PIXELS}; scale it down")
+            image.load()
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    except OpamError:
+        raise
+    except UnidentifiedImageError:
+        raise _undecodable(name, "of no known image format") from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise OpamError(
-            f"{path}: cannot be decoded ({cause(error)}); replace the photograph"
-        ) from None
+        raise _undecodable(name, cause(error)) from None
+
+
+def _undecodable(name: str, why: str) -> OpamError:
+    return OpamError(f"{name}: cannot be decoded ({why}); replace the photograph")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -127,25 +127,47 @@ def select_parts(
     measure = Measure(saliency, object_box)
     height, width = saliency.shape
     boxes = np.clip(np.asarray(candidates, dtype=np.int64).reshape(-1, 4), 0, [width, height] * 2)
-    area, inside, _ = measure(boxes)
     for fallback, least in (("none", min_iou), ("min_iou", 0.0)):
-        iou = inside / np.maximum(area + measure.object_area - inside, 1)
-        overlaps = (iou > least) & (iou <= max_iou)
-        qualified = np.flatnonzero((area > 0) & overlaps & (inside >= min_inside * area))
-        if max_candidates is not None and len(qualified) > max_candidates:
-            qualified = qualified[np.arange(max_candidates) * len(qualified) // max_candidates]
+        qualified = qualifying(measure, boxes, least, min_inside, max_candidates, max_iou)
         if len(qualified) < n_parts:
             continue
         score, chosen = _best_subset(measure, boxes[qualified], n_parts)
         if np.isfinite(score):
             return Selection(tuple(int(qualified[i]) for i in chosen), score, fallback)
-    real = np.flatnonzero(area > 0)
+    real = np.flatnonzero(measure(boxes)[0] > 0)
     if len(real) >= n_parts:
         salient = mean_saliency(saliency, boxes[real])
         top = np.sort(real[np.argsort(-salient, kind="stable")[:n_parts]])
         score = score_parts(saliency, object_box, boxes[top].tolist())
         return Selection(tuple(int(i) for i in top), score, "saliency")
     return Selection((-1,) * n_parts, -np.inf, "object_box")
+
+
+def qualifying(
+    measure: "Measure",
+    boxes: np.ndarray,
+    min_iou: float,
+    min_inside: float,
+    max_candidates: int | None,
+    max_iou: float,
+) -> np.ndarray:
+    """Which boxes may become parts: int positions, rising; the limits are `select_parts`'.
+
+    Args:
+        measure: of the photograph's saliency and object box.
+        boxes: int K x 4, inside the photograph.
+        min_iou: as there, and so the others.
+        min_inside: see there.
+        max_candidates: see there.
+        max_iou: see there.
+    """
+    area, inside, _ = measure(boxes)
+    iou = inside / np.maximum(area + measure.object_area - inside, 1)
+    overlaps = (iou > min_iou) & (iou <= max_iou)
+    qualified = np.flatnonzero((area > 0) & overlaps & (inside >= min_inside * area))
+    if max_candidates is not None and len(qualified) > max_candidates:
+        qualified = qualified[np.arange(max_candidates) * len(qualified) // max_candidates]
+    return qualified
 
 
 def choose_parts(

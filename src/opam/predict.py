@@ -13,15 +13,13 @@ from opam.classifier import BRANCHES, Classification, Classifier
 from opam.errors import OpamError
 from opam.images import read_image
 from opam.progress import progress
+from opam.report.panels import COLOURS
 
 PHOTOGRAPHS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 """Names of a folder's files that are taken for photographs."""
 
 BATCH = 8
 """Photographs that go through the networks together."""
-
-COLOURS = ("#ffb000", "#00c8ff", "#ff5fb0", "#7ddc4c")
-"""Of parts, by cluster; the object is white."""
 
 
 def find_photographs(paths: Sequence[Path]) -> list[Path]:
@@ -45,7 +43,11 @@ def find_photographs(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    classifier: Classifier, paths: Sequence[Path], top: int, overlays: Path | None = None
+    classifier: Classifier,
+    paths: Sequence[Path],
+    top: int,
+    overlays: Path | None = None,
+    quiet: bool = False,
 ) -> Iterator[dict[str, object]]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
 
@@ -54,12 +56,13 @@ def predict(
         paths: files.
         top: so many classes a row.
         overlays: folder for drawings of object and parts, named as the photographs, or None.
+        quiet: show no progress.
 
     Raises:
         OpamError: a drawing cannot be written.
     """
     names = drawing_names(paths)
-    for batch in _batches(progress(paths, len(paths), "predict")):
+    for batch in _batches(paths if quiet else progress(paths, len(paths), "predict")):
         images, errors = {}, {}
         for path in batch:
             try:

@@ -13,7 +13,9 @@ from opam.errors import OpamError
 class ProposalParams(Params):
     """Which boxes of a photograph are looked at."""
 
-    engine: Literal["opencv", "selectivesearch"] = "opencv"
+    engine: Literal["opencv", "selectivesearch"] = Field(
+        "opencv", description="whose selective search: OpenCV's, or the package selectivesearch"
+    )
     mode: Literal["fast", "quality", "single"] = Field(
         "fast", description="opencv only: how many segmentations and strategies are combined"
     )

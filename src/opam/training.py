@@ -40,21 +40,25 @@ class TrainingParams(Params):
     """One network's training."""
 
     epochs: int = Field(ge=1, description="passes over the samples; the best on val is kept")
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="crops a step")
     input_size: int = Field(224, ge=32, le=2048, description="side of a crop, pixels")
     resize: int = Field(
         256, ge=32, le=2048, description="side a box is scaled to before input_size of it is shown"
     )
     rate: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_rate_factor: float = Field(1.0, gt=0, description="rate of the linear layer over rate")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of stochastic gradient descent")
+    weight_decay: float = Field(5e-4, ge=0, description="of stochastic gradient descent")
     schedule: Literal["step", "cosine"] = Field(
         "step", description="step: x0.1 every step_iterations; cosine: to zero at the end"
     )
-    step_iterations: int = Field(25_000, ge=1)
+    step_iterations: int = Field(
+        25_000, ge=1, description="schedule step: iterations from one cut of the rate to the next"
+    )
     warmup_iterations: int = Field(0, ge=0, description="rate rises linearly from zero")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a target that is spread evenly over all classes"
+    )
     frozen_batch_norm: bool = Field(
         False,
         description="batch norm keeps the pretrained statistics; serves small sets of photographs "

@@ -41,7 +41,7 @@ PUBLISHED = {
 class DatasetParams(Params):
     """Which photographs."""
 
-    name: DatasetName
+    name: DatasetName = Field(description="whose layout the files have; see README.md")
     path: str | None = Field(
         None, description="local folder or archive; null: downloaded where possible, or drawn"
     )

@@ -59,8 +59,8 @@ class SyntheticBirdsParams(Params):
     """How many birds."""
 
     seed: int = Field(0, ge=0, description="of the drawing")
-    train_per_class: int = Field(48, ge=2)
-    test_per_class: int = Field(40, ge=1)
+    train_per_class: int = Field(48, ge=2, description="photographs a species, val included")
+    test_per_class: int = Field(40, ge=1, description="photographs a species")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,317 @@
+"""Every step of one photograph of a run on one sheet: ``opam show``."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from opam.artifacts import (
+    BOX,
+    GT_BOX,
+    SCHEMAS,
+    atomic,
+    read_batches,
+    read_json,
+    read_table,
+)
+from opam.config import read_params
+from opam.errors import OpamError
+from opam.images import read_image
+from opam.metrics import box_iou
+from opam.objects import ObjectParams, chosen_map
+from opam.parts import Measure, PartParams, mean_saliency, qualifying
+from opam.report.panels import COLOURS, Panel, Sketch, bars, remark, sheet
+from opam.saliency import to_image
+
+BRANCHES = ("original", "object", "part", "fused")
+BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
+
+PROPOSAL, PATCH, OBJECT, TRUE_BOX = "#40e0ff", "#ffe14d", "white", "#7ddc4c"
+LABELLED = 6
+"""Kept patches that are drawn with their confidence."""
+
+TOP = 5
+"""Classes whose probabilities are drawn."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One row of the manifest, decoded.
+
+    Attributes:
+        data: folder of the artifacts.
+        image_id: its name.
+        image: uint8 H x W x 3.
+        split: "train", "val" or "test".
+        class_name: its true class.
+        true_box: int x0, y0, x1, y1, or None where the data set has none.
+        classes: names of all classes, by label.
+    """
+
+    data: Path
+    image_id: str
+    image: np.ndarray
+    split: str
+    class_name: str
+    true_box: np.ndarray | None
+    classes: list[str]
+
+    def rows(self, path: str, schema: str | None = None) -> pd.DataFrame:
+        """Its rows of an artifact, no more than a row group in memory.
+
+        Raises:
+            OpamError: as `opam.artifacts.read_table`.
+        """
+        schema = schema or Path(path).stem
+        found = SCHEMAS[schema].empty_table().to_pandas()
+        for batch in read_batches(self.data / path, schema):
+            own = batch[batch["image_id"] == self.image_id]
+            if len(own):
+                found = own if found.empty else pd.concat([found, own])
+        return found.reset_index(drop=True)
+
+    def row(self, path: str, schema: str | None = None) -> pd.Series:
+        """Its only row of an artifact.
+
+        Raises:
+            OpamError: as `rows`; or there is none.
+        """
+        found = self.rows(path, schema)
+        if found.empty:
+            raise OpamError(f"{self.data / path}: no row for it; run `dvc repro`")
+        return found.iloc[0]
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """A map in the photograph's size, 0..1."""
+        return to_image(values, *self.image.shape[:2])
+
+
+def open_photograph(data: Path, image_id: str) -> Photograph:
+    """Find a photograph in the manifest and decode it.
+
+    Raises:
+        OpamError: it is not in the manifest; or the manifest or the file cannot be read.
+    """
+    manifest = read_table(data / "manifest.parquet", "manifest").set_index("image_id")
+    if image_id not in manifest.index:
+        raise OpamError(
+            f"{image_id}: not in {data / 'manifest.parquet'}; the closest there: "
+            + ", ".join(closest(image_id, list(manifest.index)))
+        )
+    row = manifest.loc[image_id]
+    true_box = None if row[GT_BOX].isna().any() else row[GT_BOX].to_numpy(np.int64)
+    classes = [str(name) for name in read_json(data / "classes.json")]
+    return Photograph(
+        data,
+        image_id,
+        read_image(str(row["path"])),
+        str(row["split"]),
+        str(row["class_name"]),
+        true_box,
+        classes,
+    )
+
+
+def closest(image_id: str, known: list[str]) -> list[str]:
+    """Up to three names like ``image_id``; those that it is the end of come first."""
+    ends = [name for name in known if f"/{name}".endswith(f"/{image_id}")]
+    similar = difflib.get_close_matches(image_id, known, 3, cutoff=0)
+    return list(dict.fromkeys([*ends, *similar]))[:3]
+
+
+def proposals(photograph: Photograph) -> Panel:
+    """The patches that selective search finds."""
+    rows = photograph.rows("proposals.parquet")
+    sketch = Sketch(photograph.image)
+    sketch.boxes(rows[BOX].to_numpy(), PROPOSAL, opacity=0.6)
+    return Panel("1  Proposals", sketch.picture, f"{len(rows)} boxes of selective search")
+
+
+def kept_patches(photograph: Photograph) -> Panel:
+    """The patches that FilterNet lets through, the most confident labelled."""
+    title = "2  Kept patches"
+    if photograph.split != "train":
+        text = f"Only training photographs have kept patches; this one is of {photograph.split}"
+        return Panel(title, remark(text), "")
+    kept = photograph.rows("kept_patches.parquet").sort_values("confidence")
+    scored = len(photograph.rows("patch_scores.parquet"))
+    sketch = Sketch(photograph.image)
+    sketch.boxes(kept[BOX].to_numpy(), PATCH, opacity=0.6)
+    for _, row in kept.tail(LABELLED).iterrows():
+        sketch.boxes([row[BOX].tolist()], PATCH, width=2)
+    for _, row in kept.tail(LABELLED).iterrows():
+        sketch.label(row[BOX].tolist(), f"{row['confidence']:.2f}", PATCH)
+    caption = f"{len(kept)} of {scored} patches kept; labelled: probability of "
+    caption += photograph.class_name
+    return Panel(title, sketch.picture, caption)
+
+
+def class_activation(photograph: Photograph) -> Panel:
+    """Where ClassNet sees the class that it predicts."""
+    row = photograph.row("saliency.parquet")
+    sketch = Sketch(photograph.image)
+    sketch.heat(photograph.scaled(_cam(row)))
+    caption = f"ClassNet's map of the class it predicts, {photograph.classes[row.predicted_label]}"
+    return Panel("3  Class activation map", sketch.picture, caption)
+
+
+def colocalization(photograph: Photograph) -> Panel:
+    """What the photograph shares with all others."""
+    row = photograph.row("object_maps.parquet")
+    sketch = Sketch(photograph.image)
+    sketch.heat(photograph.scaled(np.maximum(_common(row), 0)))
+    caption = "what the photographs of the data set have in common; black: background"
+    return Panel("4  Co-localization map", sketch.picture, caption)
+
+
+def object_box(photograph: Photograph) -> Panel:
+    """The object's box around the salient region, and the true box."""
+    params = read_params("objects", ObjectParams)
+    common = None
+    if params.map == "colocalization":
+        common = _common(photograph.row("object_maps.parquet"))
+    chosen = chosen_map(_cam(photograph.row("saliency.parquet")), common, params)
+    row = photograph.row("objects.parquet")
+    box = row[BOX].to_numpy(np.int64)
+    sketch = Sketch(photograph.image)
+    sketch.darken(photograph.scaled(chosen) < params.threshold)
+    caption = f"white: around the largest region of at least {params.threshold:g}"
+    if row.fallback != "none":
+        caption = "white: the map says nothing, so the whole photograph"
+    if photograph.true_box is not None:
+        sketch.boxes([photograph.true_box], TRUE_BOX, width=3)
+        iou = box_iou(box[None], photograph.true_box[None])[0]
+        caption += f"; green: the true box, IoU {iou:.2f}"
+    sketch.boxes([box], OBJECT, width=3)
+    return Panel("5  Object", sketch.picture, caption)
+
+
+def chosen_parts(photograph: Photograph) -> Panel:
+    """The candidates for parts, and those that score highest together."""
+    params = read_params("parts", PartParams)
+    rows = photograph.rows("parts.parquet")
+    box = photograph.row("objects.parquet")[BOX].to_numpy(np.int64)
+    height, width = photograph.image.shape[:2]
+    boxes = photograph.rows("proposals.parquet")[BOX].to_numpy(np.int64)
+    boxes = boxes.clip(0, [width, height] * 2)
+    saliency = photograph.scaled(_cam(photograph.row("saliency.parquet")))
+    fallback = rows["fallback"].iloc[0]
+    candidates = qualifying(
+        Measure(saliency, box),
+        boxes,
+        params.min_iou if fallback == "none" else 0.0,
+        params.min_inside,
+        params.max_candidates,
+        params.max_iou,
+    )
+    parts = rows[BOX].to_numpy(np.int64)
+    sketch = Sketch(photograph.image)
+    sketch.boxes(boxes[candidates], PROPOSAL, opacity=0.5)
+    sketch.boxes([box], OBJECT, width=1)
+    sketch.boxes(parts, PATCH, width=3)
+    for each, mean in zip(parts, mean_saliency(saliency, parts), strict=True):
+        sketch.label(each.tolist(), f"{mean:.2f}", PATCH)
+    caption = (
+        f"{len(candidates)} of {len(boxes)} proposals qualify; the chosen score "
+        f"{rows['score'].iloc[0]:.2f} together, each with its mean saliency"
+    )
+    if fallback != "none":
+        caption += f" (rule relaxed: {fallback})"
+    return Panel("6  Candidates and parts", sketch.picture, caption)
+
+
+def aligned_parts(photograph: Photograph) -> Panel:
+    """Which cluster of neurons each part excites."""
+    rows = photograph.rows("aligned_parts.parquet")
+    sketch = Sketch(photograph.image)
+    for boxed in (True, False):
+        for _, row in rows.iterrows():
+            colour = COLOURS[row["cluster"] % len(COLOURS)]
+            box = [int(row[side]) for side in BOX]
+            if boxed:
+                sketch.boxes([box], colour, width=3)
+            else:
+                sketch.label(box, f"cluster {row['cluster']}", colour)
+    caption = "each part by the cluster of neurons that it excites most"
+    return Panel("7  Aligned parts", sketch.picture, caption)
+
+
+def probabilities(photograph: Photograph) -> Panel:
+    """What each branch says, and all together."""
+    title = "8  Probabilities"
+    if photograph.split == "train":
+        text = "Training photographs are not scored: the networks have seen them"
+        return Panel(title, remark(text), "")
+    tables = [photograph.row(f"scores/{branch}.parquet", "scores") for branch in BRANCHES[:-1]]
+    tables.append(photograph.row("predictions.parquet"))
+    scores = np.stack([row["probabilities"] for row in tables])
+    best = np.argsort(-scores[-1], kind="stable")[:TOP]
+    names = [photograph.classes[label] for label in best]
+    rows = [
+        (f"{name}  (true)" if name == photograph.class_name else name, scores[:, label].tolist())
+        for name, label in zip(names, best, strict=True)
+    ]
+    caption = "bars of each class, from above: " + ", ".join(BRANCHES)
+    if photograph.class_name not in names:
+        caption += f"; the true class, {photograph.class_name}, is not among the first {len(names)}"
+    return Panel(title, bars(rows, BRANCH_COLOURS), caption)
+
+
+STEPS: tuple[Callable[[Photograph], Panel], ...] = (
+    proposals,
+    kept_patches,
+    class_activation,
+    colocalization,
+    object_box,
+    chosen_parts,
+    aligned_parts,
+    probabilities,
+)
+
+
+def _cam(row: pd.Series) -> np.ndarray:
+    return np.asarray(row["cam"]).reshape(row["rows"], row["columns"])
+
+
+def _common(row: pd.Series) -> np.ndarray:
+    return np.asarray(row["map"]).reshape(row["rows"], row["columns"])
+
+
+def show(data: Path, image_id: str, out: Path | None = None) -> Path:
+    """Draw every step of one photograph.
+
+    A step that has not run yet, or whose artifact is damaged, is told in its place.
+
+    Args:
+        data: folder of the artifacts; the parameter file is the working directory's.
+        image_id: as in the manifest.
+        out: a .png file; None: named after the photograph, in the working directory.
+
+    Returns:
+        The file written.
+
+    Raises:
+        OpamError: ``image_id`` is unknown (the message names the closest), ``out`` is no .png,
+            or one of them cannot be read or written.
+    """
+    out = out or Path(image_id.replace("/", "_")).with_suffix(".png")
+    if out.suffix.lower() != ".png":
+        raise OpamError(f"{out}: the drawing is a PNG; end it in .png")
+    photograph = open_photograph(data, image_id)
+    height, width = photograph.image.shape[:2]
+    caption = f"{photograph.class_name}, {photograph.split}, {width} x {height} pixels"
+    panels = [Panel("Photograph", Sketch(photograph.image).picture, caption)]
+    for step in STEPS:
+        try:
+            panels.append(step(photograph))
+        except OpamError as error:
+            number = len(panels)
+            title = f"{number}  {step.__name__.replace('_', ' ').capitalize()}"
+            panels.append(Panel(title, remark(str(error)), ""))
+    drawing = sheet(PurePosixPath(image_id).as_posix(), panels)
+    with atomic(out) as temporary:
+        drawing.save(temporary, "PNG", optimize=True)
+    return out
