@@ -127,19 +127,14 @@ def select_parts(
     measure = Measure(saliency, object_box)
     height, width = saliency.shape
     boxes = np.clip(np.asarray(candidates, dtype=np.int64).reshape(-1, 4), 0, [width, height] * 2)
-    area, inside, _ = measure(boxes)
     for fallback, least in (("none", min_iou), ("min_iou", 0.0)):
-        iou = inside / np.maximum(area + measure.object_area - inside, 1)
-        overlaps = (iou > least) & (iou <= max_iou)
-        qualified = np.flatnonzero((area > 0) & overlaps & (inside >= min_inside * area))
-        if max_candidates is not None and len(qualified) > max_candidates:
-            qualified = qualified[np.arange(max_candidates) * len(qualified) // max_candidates]
-        if len(qualified) < n_parts:
+        indices = qualified(measure, boxes, least, max_iou, min_inside, max_candidates)
+        if len(indices) < n_parts:
             continue
-        score, chosen = _best_subset(measure, boxes[qualified], n_parts)
+        score, chosen = _best_subset(measure, boxes[indices], n_parts)
         if np.isfinite(score):
-            return Selection(tuple(int(qualified[i]) for i in chosen), score, fallback)
-    real = np.flatnonzero(area > 0)
+            return Selection(tuple(int(indices[i]) for i in chosen), score, fallback)
+    real = np.flatnonzero(measure(boxes)[0] > 0)
     if len(real) >= n_parts:
         salient = mean_saliency(saliency, boxes[real])
         top = np.sort(real[np.argsort(-salient, kind="stable")[:n_parts]])
@@ -202,6 +197,24 @@ class Measure:
         top, bottom, table = y0 * self.stride, y1 * self.stride, self.integral
         total = table[bottom + x1] - table[top + x1] - table[bottom + x0] + table[top + x0]
         return np.stack([area, np.minimum(inside, area), total]).astype(np.float64)
+
+
+def qualified(
+    measure: Measure,
+    boxes: np.ndarray,
+    min_iou: float,
+    max_iou: float,
+    min_inside: float,
+    max_candidates: int | None,
+) -> np.ndarray:
+    """Positions of the boxes, int K x 4 and clipped, that may become a part (`select_parts`)."""
+    area, inside, _ = measure(boxes)
+    iou = inside / np.maximum(area + measure.object_area - inside, 1)
+    overlaps = (iou > min_iou) & (iou <= max_iou)
+    found = np.flatnonzero((area > 0) & overlaps & (inside >= min_inside * area))
+    if max_candidates is not None and len(found) > max_candidates:
+        found = found[np.arange(max_candidates) * len(found) // max_candidates]
+    return found
 
 
 def _intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
