@@ -113,23 +113,28 @@ def found_photographs(
         params: which map the object box comes from.
     """
     test = run.positions()
+    ids = list(test)
     paths = run.photographs["path"].tolist()
     sizes = run.photographs[["height", "width"]].to_numpy().tolist()
+    object_boxes = run.objects.loc[ids, BOX].to_numpy(np.int32)
+    parts = run.parts.loc[ids]
+    part_boxes = parts[BOX].to_numpy(np.int32).reshape(len(ids), -1, 4)
+    fallbacks = parts["fallback"].to_numpy().reshape(len(ids), -1)[:, 0]
     for cam, common, (image_id, boxes) in zip(cams, common_maps, proposals, strict=True):
         if image_id in test:
-            height, width = sizes[test[image_id]]
+            position = test[image_id]
+            height, width = sizes[position]
             values = cam.cam.reshape(cam.rows, cam.columns)
             shared = common.map.reshape(common.rows, common.columns)
-            chosen = run.parts.loc[[image_id]]
             yield Found(
-                path=paths[test[image_id]],
+                path=paths[position],
                 size=(height, width),
                 cam=values,
                 object_map=chosen_map(values, shared, params),
-                object_box=run.objects.loc[image_id, BOX].to_numpy(np.int32),
+                object_box=object_boxes[position],
                 proposals=boxes[BOX].to_numpy(np.int32),
-                part_boxes=chosen[BOX].to_numpy(np.int32),
-                fallback=str(chosen["fallback"].iloc[0]),
+                part_boxes=part_boxes[position],
+                fallback=str(fallbacks[position]),
             )
 
 
@@ -143,13 +148,14 @@ def all_details(
     )
     drawn = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
     ids = run.photographs["image_id"].tolist()
+    cam_labels = run.objects["predicted_label"].loc[ids].tolist()
+    parts = run.parts[["score", "activation"]].loc[ids].to_numpy().reshape(len(ids), -1, 2)
     for position, each in enumerate(progress(drawn, len(ids), "report")):
-        parts = run.parts.loc[[ids[position]]]
         yield {
             **each,
-            "camLabel": int(run.objects["predicted_label"].loc[ids[position]]),
-            "score": rounded(parts["score"].iloc[0]),
-            "activations": [rounded(value) for value in parts["activation"]],
+            "camLabel": cam_labels[position],
+            "score": rounded(parts[position, 0, 0]),
+            "activations": [rounded(value) for value in parts[position, :, 1]],
             "top": {branch: top_classes(scores[position]) for branch, scores in run.scores.items()},
         }
 
