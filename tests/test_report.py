@@ -361,11 +361,10 @@ def test_the_first_key_presses_lead_to_the_content(folder: Path, open_page: Open
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     reached = set()
+    focused = "document.activeElement.name || document.activeElement.className"
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.add(
-            page.evaluate("document.activeElement.name || document.activeElement.className")
-        )
+        reached.add(page.evaluate(focused))
     assert {"q", "actual", "wrong", "tile"} <= reached
 
 

@@ -161,7 +161,9 @@ function paintMap(packed, name) {
   const image = context.createImageData(packed.columns, packed.rows);
   const cells = atob(packed.cells);
   for (let cell = 0; cell < cells.length; cell += 1) {
-    image.data.set([...colourOf(cells.charCodeAt(cell)), 255], 4 * cell);
+    const value = cells.charCodeAt(cell);
+    // What is not salient stays visible.
+    image.data.set([...colourOf(value), 70 + 0.4 * value], 4 * cell);
   }
   context.putImageData(image, 0, 0);
   return canvas;
@@ -522,7 +524,7 @@ function showPairs() {
       }
       const frame = drawPhotograph(index);
       const size = photographs.sizes[index];
-      frame.style.width = `min(100%, ${(14 * size[0]) / size[1]}rem)`;
+      frame.style.width = `min(100%, ${(12 * size[0]) / size[1]}rem)`;
       list.append(frame, photographButton(index, [photographs.ids[index]]), cuts);
     }
     if (!indices.length) list.append(make("p", {}, "None."));
