@@ -159,6 +159,7 @@ def test_it_holds_what_the_stages_found(data: Path, predictions: pd.DataFrame) -
         assert found["top"]["fused"][0] == [row.fused, round(1000 * row.confidence)]
         assert found["camLabel"] == saliency.loc[row.image_id, "predicted_label"]
         expected = parts.loc[row.image_id]
+        assert (expected["activation"] > 0).all()
         np.testing.assert_allclose(found["activations"], expected["activation"], atol=1e-3)
         if expected["fallback"].iloc[0] in ("none", "min_iou"):
             chosen = {each["part"]: each["box"] for each in found["candidates"]}

@@ -388,7 +388,7 @@ function partCuts(index, found) {
         "li",
         {},
         cutOut(index, part.slice(0, 4), cluster, `Part ${number}, of cluster ${cluster}`),
-        `Part ${number}: cluster ${cluster}, activation ${found.activations[number] ?? "none"}`,
+        `Part ${number}: cluster ${cluster}, activation ${found.activations[number]?.toFixed(1) ?? "none"}`,
       ),
     );
   });
@@ -561,7 +561,7 @@ function showExciting() {
         "button",
         { type: "button", "data-photograph": index },
         cutOut(index, box, cluster, `Part of a photograph of ${name}`),
-        make("span", {}, `${name}: ${each.activation}`),
+        make("span", {}, `${name}: ${each.activation.toFixed(1)}`),
       );
       list.append(make("li", {}, button));
     }
