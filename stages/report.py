@@ -99,28 +99,28 @@ def main() -> None:
     fusion = read_json(DATA / "fusion.json")
     clusters = read_json(DATA / "neuron_clusters.json")
     manifest = read_table(DATA / "manifest.parquet", "manifest")
-    run_of = gallery.Run(
+    finished = gallery.Run(
         photographs=manifest[manifest["split"] == "test"],
         scores=read_scores(),
         objects=read_table(DATA / "objects.parquet", "objects").set_index("image_id"),
         parts=read_table(DATA / "aligned_parts.parquet", "aligned_parts").set_index("image_id"),
     )
     found = gallery.found_photographs(
-        run_of,
+        finished,
         read_table_in_pieces(DATA / "saliency.parquet", "saliency"),
         read_table_in_pieces(DATA / "object_maps.parquet", "object_maps"),
         read_photographs(DATA / "proposals.parquet", "proposals"),
         read_params("objects", ObjectParams),
     )
     details = gallery.all_details(
-        run_of,
+        finished,
         found,
         OUT,
         read_params("parts", PartParams),
         read_params("execution", ExecutionParams),
     )
     written = set(gallery.write_pieces(OUT, details))
-    written |= {OUT / gallery.picture_name(n) for n in range(len(run_of.photographs))}
+    written |= {OUT / gallery.picture_name(n) for n in range(len(finished.photographs))}
     training = gallery.training_photographs(
         manifest.set_index("image_id"),
         tables.choose_training(manifest, TRAINING),
@@ -131,16 +131,16 @@ def main() -> None:
     )
     written |= {OUT / each["picture"] for each in training}
 
-    labels, confidence = run_of.labels(), run_of.scores["fused"].max(1)
-    answers = {branch: each.argmax(1) for branch, each in run_of.scores.items()}
+    labels, confidence = finished.labels(), finished.scores["fused"].max(1)
+    answers = {branch: each.argmax(1) for branch, each in finished.scores.items()}
     data = {
         "classes": classes,
         "piece": gallery.PIECE,
-        "photographs": gallery.gallery(run_of),
+        "photographs": gallery.gallery(finished),
         "pairs": tables.confused_pairs(
             labels, answers["fused"], confidence, PAIRS, PAIR_PHOTOGRAPHS
         ),
-        "exciting": tables.most_exciting(run_of.parts, run_of.positions(), EXCITING),
+        "exciting": tables.most_exciting(finished.parts, finished.positions(), EXCITING),
         "training": training,
     }
     patches = read_batches(DATA / "patch_scores.parquet", "patch_scores")
@@ -159,7 +159,7 @@ def main() -> None:
         "class_rows": tables.class_accuracy(labels, answers, len(classes)).to_dict("records"),
         "confusion": tables.confusion(labels, answers["fused"], len(classes)),
         "bins": tables.reliability_bins(confidence, answers["fused"] == labels),
-        "iou": tables.count_ious(run_of.photographs, run_of.objects, BINS),
+        "iou": tables.count_ious(finished.photographs, finished.objects, BINS),
         "locations": tables.location_rows(read_plot_data("part_locations.csv")),
         "neurons": np.bincount(clusters["cluster_of_neuron"], minlength=clusters["clusters"]),
         "cluster_of_neuron": clusters["cluster_of_neuron"],
