@@ -21,9 +21,9 @@ repro: .venv/.installed ## run the whole pipeline, or go on with it, and print t
 	python -m opam.report.mend
 	dvc repro export_bundle
 	python -m opam.report.summary
-	@echo 'The other systems beside OPAM: make repro-all'
+	@echo 'The other systems beside OPAM, and a report to look through: make repro-all'
 
-repro-all: .venv/.installed ## the same, and all other systems and the comparison
+repro-all: .venv/.installed ## the same, and all other systems, the comparison and the report
 	python -m opam.report.check_params
 	python -m opam.report.mend
 	dvc repro

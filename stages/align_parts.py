@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from opam.alignment import AlignmentParams, assign_parts, cluster_neurons
+from opam.alignment import AlignmentParams, assign_parts, cluster_neurons, group_activations
 from opam.artifacts import BOX, read_table, write_json, write_table
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_photographs
@@ -42,13 +42,18 @@ def main() -> None:
     dataset = PhotographCrops(
         [paths[image_id] for image_id in boxes], list(boxes.values()), settings["input_size"]
     )
-    assigned = []
+    assigned, excited = [], []
     crops_of = load_photographs(dataset, execution.workers)
     for crops in progress(crops_of, len(dataset), "alignment"):
         with torch.inference_mode(), autocast(device):
             responses = network.neuron_responses(crops.to(device), module)
-        assigned.append(assign_parts(responses.float().cpu().numpy(), clusters))
-    write_table(ALIGNED_PARTS, "aligned_parts", parts.assign(cluster=np.concatenate(assigned)))
+        activations = responses.float().cpu().numpy()
+        cluster = assign_parts(activations, clusters)
+        assigned.append(cluster)
+        sums = group_activations(activations, clusters)
+        excited.append(sums[np.arange(len(cluster)), cluster])
+    parts = parts.assign(cluster=np.concatenate(assigned), activation=np.concatenate(excited))
+    write_table(ALIGNED_PARTS, "aligned_parts", parts)
     write_json(
         NEURON_CLUSTERS,
         {

@@ -19,8 +19,8 @@ STAGES = [
     for name in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for stage in ([f"{name}@{each}" for each in BASELINES] if name == "train_baseline" else [name])
 ]
-MEASURED = {"time.json", "comparison.csv", "comparison.json"}
-"""Artifacts that hold seconds: no two runs agree in them."""
+MEASURED = {"time.json", "comparison.csv", "comparison.json", "index.html"}
+"""Artifacts that hold seconds, or the commit (the report): no two runs agree in them."""
 
 
 @dataclass

@@ -165,6 +165,7 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
         "evaluate",
         "export_bundle",
         "compare",
+        "report",
     ]
     experiments = dvc(repro, "exp", "show", "--csv")
     assert "coarse" in experiments

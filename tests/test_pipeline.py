@@ -48,9 +48,10 @@ FROM_CLASSNET = [
     "evaluate",
     "export_bundle",
     "compare",
+    "report",
 ]
 FROM_OBJECTS = FROM_CLASSNET[2:]
-FROM_SCORES = ["score_images", "fuse", "evaluate", "export_bundle", "compare"]
+FROM_SCORES = ["score_images", "fuse", "evaluate", "export_bundle", "compare", "report"]
 FROM_PARTS = ["select_parts", "align_parts", "train_partnet", *FROM_SCORES]
 FROM_ALIGNMENT = FROM_PARTS[1:]
 FROM_PARTNET = FROM_PARTS[2:]
@@ -116,11 +117,11 @@ EXPECTED: dict[str, list[str]] = {
     **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
-    "evaluation.bootstrap_samples": ["evaluate", "export_bundle", "compare"],
+    "evaluation.bootstrap_samples": ["evaluate", "export_bundle", "compare", "report"],
 }
 
 EXPECTED |= {
-    f"baselines.{name}.{leaf}": [f"train_baseline@{name}", "compare"]
+    f"baselines.{name}.{leaf}": [f"train_baseline@{name}", "compare", "report"]
     for name, settings in PARAMS["baselines"].items()
     for leaf in leaves(settings)
 }
@@ -227,6 +228,7 @@ def test_one_parameter_runs_exactly_the_stages_of_the_table(
         ("src/opam/saliency.py", "extract_saliency", "train_classnet"),
         ("src/opam/parts.py", "select_parts", "extract_objects"),
         ("src/opam/report/summary.py", None, "evaluate"),
+        ("src/opam/report/page/figures.py", "report", "compare"),
     ],
 )
 def test_editing_code_runs_what_uses_it(
@@ -252,10 +254,10 @@ def test_a_system_more_or_less_runs_itself_and_the_comparison(
     reproduce(stand_in)
     content["baselines"]["res2net"] = content["baselines"]["finetune"]
     path.write_text(yaml.safe_dump(content))
-    assert reproduce(stand_in) == ["train_baseline@res2net", "compare"]
+    assert reproduce(stand_in) == ["train_baseline@res2net", "compare", "report"]
     del content["baselines"]["res2net"]
     path.write_text(yaml.safe_dump(content))
-    assert reproduce(stand_in) == ["compare"]
+    assert reproduce(stand_in) == ["compare", "report"]
     code = stand_in / "src/opam/models/nts_net.py"
     code.write_text(code.read_text() + "# edited\n")
     # Its stand-in gives the same again, so that nothing is to be compared anew.

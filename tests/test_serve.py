@@ -25,7 +25,7 @@ from opam import Classifier
 from opam.errors import OpamError
 from opam.images import MAX_PIXELS
 from opam.report.panels import COLOURS
-from opam.serve import FRAME, create_app, listen, page_html, uploaded
+from opam.serve.app import FRAME, create_app, listen, page_html, uploaded
 
 pytestmark = pytest.mark.slow
 
@@ -194,8 +194,8 @@ def test_several_files_are_refused(client: TestClient) -> None:
         "/%2e%2e/%2e%2e/etc/passwd",
         "/..%2f..%2fetc%2fpasswd",
         "/predict/../../etc/passwd",
-        "/serve.html",
-        "/static/serve.html",
+        "/page.html",
+        "/static/page.html",
         "/docs",
         "/redoc",
         "/openapi.json",

@@ -29,6 +29,7 @@ ARTIFACTS = [out for stage in STAGES.values() for out in stage["outs"]]
 FOLDERS = {
     "data/plots",
     "data/bundle",
+    "data/report",
     *(out for out in ARTIFACTS if out.startswith(("data/curves/", "data/baselines/"))),
 }
 
@@ -254,6 +255,7 @@ def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> No
         "evaluate",
         "export_bundle",
         "compare",
+        "report",
     ]
     dvc(colleague, "push", "--run-cache")
     b = team.clone(tmp_path / "b")

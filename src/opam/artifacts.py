@@ -83,6 +83,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "score": pa.float32(),
             "fallback": pa.string(),
             "cluster": pa.int32(),
+            "activation": pa.float32(),
         },
         "scores": {
             **_ID,

@@ -103,7 +103,7 @@ def serve(
     ] = 20,
 ) -> None:
     """Show a page in the browser that labels one photograph after the other."""
-    from opam.serve import serve as run
+    from opam.serve.app import serve as run
 
     run(bundle, host, port, device.value, max_megabytes)
 

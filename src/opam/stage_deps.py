@@ -22,6 +22,9 @@ UNTRACKED_SECTIONS = ("execution",)
 
 DVC_FILE = Path("dvc.yaml")
 
+ASSETS = (".html", ".css", ".js")
+"""What a package may hold besides its modules, and reads when it is loaded or used."""
+
 BASELINE = "train_baseline"
 """The one stage with an entry for each system under ``baselines``."""
 
@@ -47,7 +50,11 @@ def code_deps(script: Path, source: Path = Path("src")) -> list[str]:
     for module in sorted(loaded):
         for parent in _parents(module):
             loaded |= {parent} | graph.find_upstream_modules(parent)
-    return [script.as_posix(), *sorted(_file(module, source).as_posix() for module in loaded)]
+    modules = {_file(module, source) for module in loaded}
+    return [
+        script.as_posix(),
+        *sorted(path.as_posix() for path in modules | _assets(modules)),
+    ]
 
 
 def stage_code(script: Path) -> list[str]:
@@ -77,6 +84,12 @@ def _parents(module: str) -> list[str]:
 def _file(module: str, source: Path) -> Path:
     path = source / Path(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _assets(modules: set[Path]) -> set[Path]:
+    """Files of `ASSETS` beside the modules that are packages."""
+    folders = [path.parent for path in modules if path.name == "__init__.py"]
+    return {path for folder in folders for path in folder.iterdir() if path.suffix in ASSETS}
 
 
 def param_sections(script: Path) -> list[str]:

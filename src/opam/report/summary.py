@@ -15,6 +15,7 @@ from opam.errors import OpamError, run
 
 DATA = Path("data")
 COMPARISON = DATA / "comparison.csv"
+REPORT = DATA / "report/index.html"
 
 
 def ablation_table(ablation: pd.DataFrame, images: int) -> Table:
@@ -92,7 +93,9 @@ def main() -> None:
     if COMPARISON.exists():
         console.print(comparison_table(pd.read_csv(COMPARISON)))
     console.print("Metrics: data/metrics.json   predictions: data/predictions.parquet")
-    console.print("Report: `dvc plots show` writes dvc_plots/index.html", highlight=False)
+    console.print("Plots: `dvc plots show` writes dvc_plots/index.html", highlight=False)
+    if REPORT.exists():
+        console.print(f"Report: {REPORT}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise OpamError(f"{error.name} is not installed; `pip install 'opam[serve]'`") from None
 
-PAGE = Path(__file__).with_name("serve.html")
+PAGE = Path(__file__).with_name("page.html")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Of photographs. Pillow knows more, of which some start other programs."""

@@ -1,0 +1,179 @@
+"""Report: one page that shows what every stage found, photograph by photograph.
+
+Run by itself: ``python stages/report.py``; without data/comparison.json it leaves the comparison
+out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from opam.artifacts import (
+    atomic,
+    read_batches,
+    read_json,
+    read_photographs,
+    read_table,
+    read_table_in_pieces,
+)
+from opam.config import read_params
+from opam.device import ExecutionParams
+from opam.errors import OpamError
+from opam.objects import ObjectParams
+from opam.parts import PartParams
+from opam.report.page import gallery, tables
+from opam.report.page.render import render
+from opam.stage import run
+
+DATA = Path("data")
+OUT = DATA / "report"
+BRANCHES = ("original", "object", "part")
+PAIRS, PAIR_PHOTOGRAPHS = 8, 2
+"""Confused pairs that are shown, and photographs a side of each."""
+EXCITING = 12
+"""Parts that are shown of each cluster."""
+TRAINING, PATCHES = 12, 60
+"""Training photographs that are shown, and patches of each."""
+BINS = 20
+"""Of the histograms."""
+
+
+def shown_params() -> dict[str, Any]:
+    """Every section of the parameters that decides what is computed."""
+    return {
+        "seed": read_params("seed", int),
+        "dataset": read_params("dataset", dict),
+        "prepare": read_params("prepare", dict),
+        "backbone": read_params("backbone", dict),
+        "proposals": read_params("proposals", dict),
+        "filternet": read_params("filternet", dict),
+        "filter": read_params("filter", dict),
+        "classnet": read_params("classnet", dict),
+        "saliency": read_params("saliency", dict),
+        "colocalization": read_params("colocalization", dict),
+        "objects": read_params("objects", dict),
+        "parts": read_params("parts", dict),
+        "alignment": read_params("alignment", dict),
+        "objectnet": read_params("objectnet", dict),
+        "partnet": read_params("partnet", dict),
+        "fusion": read_params("fusion", dict),
+        "evaluation": read_params("evaluation", dict),
+        "baselines": read_params("baselines", dict),
+    }
+
+
+def read_plot_data(name: str) -> list[dict[str, Any]]:
+    """The rows of a table that `evaluate` wrote."""
+    path = DATA / "plots" / name
+    try:
+        rows: list[Any] = pd.read_csv(path).to_dict("records")
+        return rows
+    except FileNotFoundError:
+        raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
+
+
+def read_comparison() -> list[dict[str, Any]]:
+    """A row a system; none where the systems were not compared."""
+    path = DATA / "comparison.json"
+    return read_json(path) if path.exists() else []
+
+
+def read_scores() -> dict[str, np.ndarray]:
+    """Probabilities N x C of the test photographs, by each branch and fused."""
+    sources = {branch: (DATA / "scores" / f"{branch}.parquet", "scores") for branch in BRANCHES}
+    sources["fused"] = (DATA / "predictions.parquet", "predictions")
+    scores = {}
+    for branch, source in sources.items():
+        table = read_table(*source)
+        scores[branch] = np.stack(table.loc[table["split"] == "test", "probabilities"].to_list())
+    return scores
+
+
+def main() -> None:
+    """Write data/report/: index.html and what it loads when needed."""
+    params = shown_params()
+    classes = read_json(DATA / "classes.json")
+    fusion = read_json(DATA / "fusion.json")
+    clusters = read_json(DATA / "neuron_clusters.json")
+    manifest = read_table(DATA / "manifest.parquet", "manifest")
+    finished = gallery.Run(
+        photographs=manifest[manifest["split"] == "test"],
+        scores=read_scores(),
+        objects=read_table(DATA / "objects.parquet", "objects").set_index("image_id"),
+        parts=read_table(DATA / "aligned_parts.parquet", "aligned_parts").set_index("image_id"),
+    )
+    found = gallery.found_photographs(
+        finished,
+        read_table_in_pieces(DATA / "saliency.parquet", "saliency"),
+        read_table_in_pieces(DATA / "object_maps.parquet", "object_maps"),
+        read_photographs(DATA / "proposals.parquet", "proposals"),
+        read_params("objects", ObjectParams),
+    )
+    details = gallery.all_details(
+        finished,
+        found,
+        OUT,
+        read_params("parts", PartParams),
+        read_params("execution", ExecutionParams),
+    )
+    written = set(gallery.write_pieces(OUT, details))
+    written |= {OUT / gallery.picture_name(n) for n in range(len(finished.photographs))}
+    training = gallery.training_photographs(
+        manifest.set_index("image_id"),
+        tables.choose_training(manifest, TRAINING),
+        read_photographs(DATA / "patch_scores.parquet", "patch_scores"),
+        read_photographs(DATA / "kept_patches.parquet", "kept_patches"),
+        PATCHES,
+        OUT,
+    )
+    written |= {OUT / each["picture"] for each in training}
+
+    labels, confidence = finished.labels(), finished.scores["fused"].max(1)
+    answers = {branch: each.argmax(1) for branch, each in finished.scores.items()}
+    data = {
+        "classes": classes,
+        "piece": gallery.PIECE,
+        "photographs": gallery.gallery(finished),
+        "pairs": tables.confused_pairs(
+            labels, answers["fused"], confidence, PAIRS, PAIR_PHOTOGRAPHS
+        ),
+        "exciting": tables.most_exciting(finished.parts, finished.positions(), EXCITING),
+        "training": training,
+    }
+    patches = read_batches(DATA / "patch_scores.parquet", "patch_scores")
+    content = {
+        "params": params,
+        "params_text": yaml.safe_dump(params, sort_keys=False, allow_unicode=True),
+        "commit": gallery.commit(),
+        "splits": manifest["split"].value_counts().to_dict(),
+        "classes": classes,
+        "branches": list(answers),
+        "metrics": read_json(DATA / "metrics.json"),
+        "ablation": read_plot_data("ablation.csv"),
+        "fusion": fusion,
+        "fusion_rows": tables.fusion_rows(fusion),
+        "comparison": read_comparison(),
+        "class_rows": tables.class_accuracy(labels, answers, len(classes)).to_dict("records"),
+        "confusion": tables.confusion(labels, answers["fused"], len(classes)),
+        "bins": tables.reliability_bins(confidence, answers["fused"] == labels),
+        "iou": tables.count_ious(finished.photographs, finished.objects, BINS),
+        "locations": tables.location_rows(read_plot_data("part_locations.csv")),
+        "neurons": np.bincount(clusters["cluster_of_neuron"], minlength=clusters["clusters"]),
+        "cluster_of_neuron": clusters["cluster_of_neuron"],
+        "response": clusters["response"],
+        "patch_confidences": tables.count_shares(
+            (batch["confidence"].to_numpy() for batch in patches), BINS
+        ),
+    }
+    with atomic(OUT / "index.html") as temporary:
+        temporary.write_text(render(content, data), encoding="utf-8")
+    gallery.remove_others(OUT, {*written, OUT / "index.html"})
+    sizes = [path.stat().st_size for path in OUT.rglob("*") if path.is_file()]
+    print(f"{OUT}/index.html: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,118 @@
+"""A finished run that never ran: artifacts of any size, with names that try to break the page."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+from small_project import ROOT, small_params
+
+from opam.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
+
+BRANCHES = ("original", "object", "part")
+PROPOSALS = 12
+
+
+def unit_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    values = rng.random((rows, columns)) ** 4
+    return (values / values.sum(1, keepdims=True)).astype(np.float32)
+
+
+def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | None = None) -> Path:
+    """Write every artifact that the report reads; photographs have no boxes and are all alike."""
+    rng = np.random.default_rng(0)
+    data = folder / "data"
+    data.mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(small_params()))
+    picture = folder / "picture.png"
+    Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(picture)
+    test_ids = sorted(ids or [f"test/{number:05}.jpg" for number in range(count)])
+    training_ids = [f"train/{label:04}.jpg" for label in range(len(classes))]
+    every = [*test_ids, *training_ids]
+    labels = np.array([*(n * len(classes) // count for n in range(count)), *range(len(classes))])
+    manifest = pd.DataFrame(
+        {
+            "image_id": every,
+            "path": str(picture),
+            "label": labels,
+            "class_name": [classes[label] for label in labels],
+            "split": ["test"] * count + ["train"] * len(classes),
+            "width": 40,
+            "height": 30,
+            **{name: pd.array([None] * len(every), dtype="Int32") for name in GT_BOX},
+        }
+    )
+    write_table(data / "manifest.parquet", "manifest", manifest)
+    write_json(data / "classes.json", classes)
+    total = len(every)
+    corners = rng.integers(0, 15, (total * PROPOSALS, 2))
+    boxes = np.hstack([corners, corners + rng.integers(5, 15, corners.shape)])
+    proposals = pd.DataFrame(boxes, columns=BOX).assign(
+        image_id=np.repeat(every, PROPOSALS), rank=np.tile(np.arange(PROPOSALS), total)
+    )
+    write_table(data / "proposals.parquet", "proposals", proposals)
+    training = proposals[proposals["image_id"].isin(training_ids)]
+    patches = training.assign(confidence=rng.random(len(training)))
+    write_table(data / "patch_scores.parquet", "patch_scores", patches)
+    kept = patches[patches["confidence"] >= 0.5]
+    write_table(data / "kept_patches.parquet", "kept_patches", kept)
+    maps = pd.DataFrame({"image_id": every, "rows": 8, "columns": 8})
+    cells = [rng.random(64).astype(np.float32) for _ in every]
+    write_table(data / "saliency.parquet", "saliency", maps.assign(predicted_label=0, cam=cells))
+    write_table(data / "object_maps.parquet", "object_maps", maps.assign(map=cells))
+    objects = pd.DataFrame([(each, 2, 2, 35, 28, 0, "none") for each in every])
+    objects.columns = ["image_id", *BOX, "predicted_label", "fallback"]
+    write_table(data / "objects.parquet", "objects", objects)
+    parts = proposals[proposals["rank"] < 2].rename(columns={"rank": "part"})
+    parts = parts.assign(score=np.float32(-np.inf), fallback="saliency", cluster=parts["part"])
+    parts["activation"] = rng.random(len(parts)).astype(np.float32)
+    write_table(data / "aligned_parts.parquet", "aligned_parts", parts)
+    neurons = {"response": "bn2", "clusters": 2, "cluster_of_neuron": [0, 1, 0, 1]}
+    write_json(data / "neuron_clusters.json", neurons)
+
+    scores = pd.DataFrame({"image_id": test_ids, "split": "test", "label": labels[:count]})
+    answers = {}
+    for branch in BRANCHES:
+        found = unit_rows(rng, count, len(classes))
+        answers[branch] = found.argmax(1)
+        write_table(
+            data / f"scores/{branch}.parquet", "scores", scores.assign(probabilities=list(found))
+        )
+    fused = unit_rows(rng, count, len(classes))
+    predictions = scores.assign(
+        **answers, fused=fused.argmax(1), confidence=fused.max(1), probabilities=list(fused)
+    )
+    write_table(data / "predictions.parquet", "predictions", predictions)
+    write_figures(data)
+    return folder
+
+
+def write_figures(data: Path) -> None:
+    weights = {"original": 0.3, "object": 0.5, "part": 0.2}
+    folds = [{"fold": fold, "weights": weights, "accuracy": 0.5} for fold in range(2)]
+    write_json(data / "fusion.json", {"weights": weights, "accuracy": 0.5, "folds": folds})
+    interval = {"accuracy_low": 0.4, "accuracy_high": 0.6}
+    figures = {"top5": 0.9, "macro_f1": 0.5, "calibration_error": 0.1}
+    accuracy = dict.fromkeys(("original", "object", "part", "fused"), 0.5)
+    metrics = {"images": 1, "accuracy": accuracy, "fused": interval | figures, "mcnemar_p": 0.5}
+    write_json(data / "metrics.json", metrics)
+    row = {"branches": "original+object+part", "accuracy": 0.5, **interval, **figures}
+    write_csv(data / "plots/ablation.csv", pd.DataFrame([row]))
+    columns = ["cluster", "location", "photographs", "share"]
+    write_csv(data / "plots/part_locations.csv", pd.DataFrame(columns=columns))
+
+
+def report(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the stage by hand in ``folder``."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "stages/report.py")],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
