@@ -20,6 +20,7 @@ complete them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from itertools import combinations
 
 import cv2
@@ -29,7 +30,7 @@ from pydantic import Field
 from opam.config import Params
 
 EQUAL = 1e-9
-"""Scores this close are equal: rounding must not decide between subsets."""
+"""Delta_part this close is equal: rounding must not decide between subsets."""
 
 SALIENCY_STEPS = 2.0**24
 """Saliency is rounded to this many steps, so that its sums are exact integers."""
@@ -208,66 +209,107 @@ class Measure:
         height, width = saliency.shape
         self.object_box = np.clip(np.asarray(object_box, dtype=np.int64), 0, [width, height] * 2)
         self.object_area = int((self.object_box[2:] - self.object_box[:2]).clip(0).prod())
-        steps = np.rint(np.asarray(saliency, dtype=np.float64) * SALIENCY_STEPS)
+        # A step is the last bit of a float32 in 0.5..1, so that this is exact.
+        steps = np.rint(np.asarray(saliency, dtype=np.float32) * np.float32(SALIENCY_STEPS))
         self.integral = cv2.integral(steps, sdepth=cv2.CV_64F).ravel()
         self.stride = width + 1
 
     def __call__(self, boxes: np.ndarray) -> np.ndarray:
         """Float64 3 x ... (area, area inside the object, saliency steps) of int ... x 4 boxes."""
-        x0, y0, x1, y1 = np.moveaxis(boxes, -1, 0)
+        return self.of_sides(np.moveaxis(boxes, -1, 0))
+
+    def of_sides(self, sides: np.ndarray) -> np.ndarray:
+        """The same of int 4 x ... boxes, side by side in memory; an empty one may have x1 < x0."""
+        x0, y0, x1, y1 = sides
         x1, y1 = np.maximum(x0, x1), np.maximum(y0, y1)
         ox0, oy0, ox1, oy1 = self.object_box
-        area = (x1 - x0) * (y1 - y0)
+        found = np.empty((3, *x0.shape))
+        found[0] = (x1 - x0) * (y1 - y0)
         inside = (np.minimum(x1, ox1) - np.maximum(x0, ox0)).clip(0) * (
             np.minimum(y1, oy1) - np.maximum(y0, oy0)
         ).clip(0)
+        np.minimum(inside, found[0], out=found[1])
         top, bottom, table = y0 * self.stride, y1 * self.stride, self.integral
-        total = table[bottom + x1] - table[top + x1] - table[bottom + x0] + table[top + x0]
-        return np.stack([area, np.minimum(inside, area), total]).astype(np.float64)
+        found[2] = table[bottom + x1] - table[top + x1] - table[bottom + x0] + table[top + x0]
+        return found
 
 
-def _intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersections of broadcast ... x 4 boxes; an empty one may have x1 < x0."""
-    low = np.maximum(boxes[..., :2], others[..., :2])
-    return np.concatenate([low, np.minimum(boxes[..., 2:], others[..., 2:])], axis=-1)
+class _Unions:
+    """Sums over many subsets of parts at once, by inclusion-exclusion.
+
+    Attributes:
+        found: float64 3 x S: area of the union, its area inside the object, its saliency steps.
+        shared: float64 S: the area that two or more parts cover.
+    """
+
+    def __init__(self, subsets: int) -> None:
+        self.found = np.zeros((3, subsets))
+        self.shared = np.zeros(subsets)
+
+    def add(self, term: np.ndarray, size: int) -> None:
+        """Take in what `Measure` gives, 3 x S, for an intersection of ``size`` of the parts."""
+        if size % 2:
+            self.found += term
+            if size > 1:
+                self.shared -= (size - 1) * term[0]
+        else:
+            self.found -= term
+            self.shared += (size - 1) * term[0]
+
+    def values(self) -> np.ndarray:
+        """Float64 S: exp of Delta_part in saliency steps; 0 where that is undefined."""
+        union, inside, saliency = self.found
+        own = inside - self.shared  # A_U - A_I - A_O
+        values = own * saliency / np.maximum(union, 1)
+        values[(own <= 0) | (saliency <= 0)] = 0
+        return values
+
+
+@lru_cache(maxsize=8)
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs i < j below ``count``, in lexicographic order."""
+    return np.triu_indices(count, 1)
+
+
+def _intersections(sides: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersections of broadcast 4 x ... boxes; an empty one may have x1 < x0."""
+    low = np.maximum(sides[:2], others[:2])
+    return np.concatenate([low, np.minimum(sides[2:], others[2:])])
 
 
 def _best_subset(measure: Measure, boxes: np.ndarray, n: int) -> tuple[float, tuple[int, ...]]:
     """The greatest Delta_part over all n-subsets, and the first subset that reaches it."""
-    best, chosen = -np.inf, tuple(range(n))
+    sides = np.ascontiguousarray(boxes.T, dtype=np.int32)  # half the memory to gather from
+    singles = measure.of_sides(sides)
+    best, chosen = 0.0, tuple(range(n))
     if n == 1:
-        scores = _scores(measure(boxes)[:, :, None], [1])
-        index = int(np.argmax(scores >= scores.max() - EQUAL))
-        return float(scores[index]), (index,)
-    first, second = np.triu_indices(len(boxes), 1)
-    singles = measure(boxes)
-    pairs = measure(_intersections(boxes[first], boxes[second]))
+        unions = _Unions(len(boxes))
+        unions.add(singles, 1)
+        best, index = _first_greatest(unions.values())
+        return _delta(best), (index,)
+    first, second = _pairs(len(boxes))
+    common = _intersections(sides[:, first], sides[:, second])
+    pairs = measure.of_sides(common)
     for prefix, start in _prefixes(len(boxes), n - 2):
         rows = slice(int(np.searchsorted(first, start)), None)
         a, b = first[rows], second[rows]
-        terms, sizes = [], []
+        unions = _Unions(len(a))
         for size in range(n - 1):
+            # Intersections of the fixed parts ``inner`` with neither, one, both of a pair.
             for inner in combinations(prefix, size):
-                # Intersections of the fixed parts ``inner`` with neither, one, both of a pair.
+                one, both = singles, pairs[:, rows]
                 if inner:
-                    common = boxes[inner[0]]
-                    for index in inner[1:]:
-                        common = _intersections(common, boxes[index])
-                    alone = measure(common)[:, None]
-                    one = measure(_intersections(boxes, common))
-                    both = measure(_intersections(_intersections(boxes[a], boxes[b]), common))
-                    terms += [np.broadcast_to(alone, (3, len(a)))]
-                    sizes += [size]
-                else:
-                    one, both = singles, pairs[:, rows]
-                terms += [one[:, a], one[:, b], both]
-                sizes += [size + 1, size + 1, size + 2]
-        scores = _scores(np.stack(terms, axis=-1), sizes)
-        top = float(scores.max(initial=-np.inf))
-        if top > best + EQUAL or (np.isfinite(top) and not np.isfinite(best)):
-            index = int(np.argmax(scores >= top - EQUAL))
+                    fixed = reduce(_intersections, (sides[:, each, None] for each in inner))
+                    one = measure.of_sides(_intersections(sides, fixed))
+                    both = measure.of_sides(_intersections(common[:, rows], fixed))
+                    unions.add(measure.of_sides(fixed), size)
+                unions.add(one[:, a], size + 1)
+                unions.add(one[:, b], size + 1)
+                unions.add(both, size + 2)
+        top, index = _first_greatest(unions.values())
+        if top > best * (1 + EQUAL):
             best, chosen = top, (*prefix, int(a[index]), int(b[index]))
-    return best, chosen
+    return _delta(best), chosen
 
 
 def _prefixes(count: int, length: int) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -278,22 +320,12 @@ def _prefixes(count: int, length: int) -> Iterator[tuple[tuple[int, ...], int]]:
             yield prefix, start
 
 
-def _scores(terms: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Delta_part of many subsets at once by inclusion-exclusion.
+def _first_greatest(values: np.ndarray) -> tuple[float, int]:
+    """The greatest value, and the first that equals it."""
+    top = float(values.max())
+    return top, int(np.argmax(values >= top * (1 - EQUAL)))
 
-    Args:
-        terms: 3 x S x T: area, inside area and saliency of the intersection of each of T
-            non-empty sets of parts, for S subsets.
-        sizes: how many parts each of the T intersections is of.
 
-    Returns:
-        float64 S.
-    """
-    size = np.asarray(sizes)
-    sign = np.where(size % 2 == 1, 1.0, -1.0)
-    union, inside, saliency = terms @ sign
-    shared = terms[0] @ (-sign * (size - 1))
-    own = union - shared - (union - inside)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores = np.log(own) + np.log(saliency / SALIENCY_STEPS / union)
-    return np.where((own > 0) & (saliency > 0), scores, -np.inf)
+def _delta(value: float) -> float:
+    """Delta_part of a value of `_Unions`."""
+    return float(np.log(value / SALIENCY_STEPS)) if value > 0 else -np.inf
