@@ -14,11 +14,11 @@ where it is salient.
 
 The maximum is exact. Every quantity is an inclusion-exclusion sum over intersections of boxes,
 which are boxes again; their saliency comes from one integral image. So all pairs are scored in
-a few array operations; larger subsets fix their first n - 2 parts and score all pairs that
-complete them.
+a few array operations; larger subsets fix their first n - 2 parts and score those pairs that
+complete them and whose bound allows for the maximum.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import combinations
@@ -281,7 +281,6 @@ def _best_subset(measure: Measure, boxes: np.ndarray, n: int) -> tuple[float, tu
     """The greatest Delta_part over all n-subsets, and the first subset that reaches it."""
     sides = np.ascontiguousarray(boxes.T, dtype=np.int32)  # half the memory to gather from
     singles = measure.of_sides(sides)
-    best, chosen = 0.0, tuple(range(n))
     if n == 1:
         unions = _Unions(len(boxes))
         unions.add(singles, 1)
@@ -290,11 +289,12 @@ def _best_subset(measure: Measure, boxes: np.ndarray, n: int) -> tuple[float, tu
     first, second = _pairs(len(boxes))
     common = _intersections(sides[:, first], sides[:, second])
     pairs = measure.of_sides(common)
-    for prefix, start in _prefixes(len(boxes), n - 2):
-        rows = slice(int(np.searchsorted(first, start)), None)
+
+    def values(prefix: tuple[int, ...], rows: np.ndarray | slice) -> np.ndarray:
+        """Of the parts ``prefix`` together with each pair of ``rows``."""
         a, b = first[rows], second[rows]
         unions = _Unions(len(a))
-        for size in range(n - 1):
+        for size in range(len(prefix) + 1):
             # Intersections of the fixed parts ``inner`` with neither, one, both of a pair.
             for inner in combinations(prefix, size):
                 one, both = singles, pairs[:, rows]
@@ -306,10 +306,92 @@ def _best_subset(measure: Measure, boxes: np.ndarray, n: int) -> tuple[float, tu
                 unions.add(one[:, a], size + 1)
                 unions.add(one[:, b], size + 1)
                 unions.add(both, size + 2)
-        top, index = _first_greatest(unions.values())
-        if top > best * (1 + EQUAL):
-            best, chosen = top, (*prefix, int(a[index]), int(b[index]))
+        return unions.values()
+
+    best, index = _first_greatest(values((), slice(None)))
+    chosen: tuple[int, ...] = (int(first[index]), int(second[index]))
+    if n == 2:
+        return _delta(best), chosen
+    bounds = _Bounds(singles, pairs)
+    # What a greedy choice reaches, the best subset reaches as well.
+    least = _greedy(values, chosen, n, first, second)
+    best = 0.0
+    chosen = tuple(range(n))
+    for prefix, start in _prefixes(len(boxes), n - 2):
+        rows = bounds.promising(prefix, start, max(least, best) * (1 - 2 * EQUAL))
+        if len(rows):
+            top, index = _first_greatest(values(prefix, rows))
+            if top > best * (1 + EQUAL):
+                best = top
+                chosen = (*prefix, int(first[rows[index]]), int(second[rows[index]]))
     return _delta(best), chosen
+
+
+def _greedy(
+    values: Callable[[tuple[int, ...], np.ndarray], np.ndarray],
+    pair: tuple[int, ...],
+    n: int,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> float:
+    """The value of the best pair with the best part added, n - 2 times."""
+    parts, value = pair, 0.0
+    while len(parts) < n:
+        *prefix, last = parts
+        with_last = np.where(first == last, second, np.where(second == last, first, -1))
+        rows = np.flatnonzero((with_last >= 0) & ~np.isin(with_last, prefix))
+        value, index = _first_greatest(values(tuple(prefix), rows))
+        parts = (*prefix, last, int(with_last[rows[index]]))
+    return value
+
+
+class _Bounds:
+    """What a subset of three or four parts can reach at most, by its pairs alone.
+
+    The value is own / union * saliency of the union, of areas own <= union. The saliency is at
+    most the sum over two pieces of the subset; the own area at most the parts' areas inside the
+    object, less for any two parts what they share, counted once inside the object and once in
+    all; the union at least that of any two parts.
+
+    Args:
+        singles: 3 x K, what `Measure` gives for each part.
+        pairs: 3 x K (K - 1) / 2, the same for the intersections of all `_pairs`.
+    """
+
+    def __init__(self, singles: np.ndarray, pairs: np.ndarray) -> None:
+        count = singles.shape[1]
+        self.first, self.second = _pairs(count)
+        shared = np.zeros((3, count, count))
+        shared[:, self.first, self.second] = shared[:, self.second, self.first] = pairs
+        _, self.inside, self.saliency = singles
+        self.area, _, self.union_saliency = singles[:, :, None] + singles[:, None, :] - shared
+        self.lost = shared[0] + shared[1]
+        pair = (self.first, self.second)
+        self.pair_saliency = self.union_saliency[pair]
+
+    def promising(self, prefix: tuple[int, ...], start: int, least: float) -> np.ndarray:
+        """Positions of the pairs, from part ``start`` on, that may reach ``least`` with it."""
+        offset = int(np.searchsorted(self.first, start))
+        if len(prefix) == 1:
+            fixed, others = (
+                self.saliency[prefix[0]],
+                (self.union_saliency[prefix[0]], self.saliency),
+            )
+        else:
+            fixed = self.union_saliency[prefix]
+            others = (self.union_saliency[prefix[0]], self.union_saliency[prefix[1]])
+        rows = offset + np.flatnonzero(self.pair_saliency[offset:] >= least - fixed)
+        if len(rows) == 0:
+            return rows
+        a, b = self.first[rows], self.second[rows]
+        saliency = np.minimum(others[0][a] + others[1][b], others[0][b] + others[1][a])
+        saliency = np.minimum(saliency, self.pair_saliency[rows] + fixed)
+        own = self.inside[list(prefix)].sum() + self.inside[a] + self.inside[b]
+        lost, area = self.lost[a, b], self.area[a, b]
+        for part in prefix:
+            lost = np.maximum(lost, np.maximum(self.lost[part][a], self.lost[part][b]))
+            area = np.maximum(area, np.maximum(self.area[part][a], self.area[part][b]))
+        return rows[saliency * np.minimum((own - lost) / area, 1) >= least]
 
 
 def _prefixes(count: int, length: int) -> Iterator[tuple[tuple[int, ...], int]]:
