@@ -1,5 +1,6 @@
 from itertools import combinations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -183,3 +184,20 @@ def test_mean_saliency_of_boxes_beyond_the_photograph_is_that_of_what_is_inside(
     boxes = np.array([(-5, -5, 10, 5), (10, 0, 99, 99), (30, 30, 40, 40)])
     expected = [saliency[:5, :10].mean(), saliency[:, 10:].mean(), 0]
     np.testing.assert_allclose(mean_saliency(saliency, boxes), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("n", [3, 4])
+def test_bounds_lose_no_maximum_among_many(seed: int, n: int) -> None:
+    generator = np.random.default_rng(seed)
+    saliency = cv2.resize(generator.random((6, 8), dtype=np.float32), (40, 30))
+    near = generator.integers(0, [30, 22], (14, 2))
+    boxes = np.concatenate([near, near + generator.integers(3, 16, (14, 2))], axis=1)
+    boxes = boxes.clip(0, [40, 30, 40, 30])
+    object_box = np.array([3, 3, 36, 27])
+    subsets = list(combinations(range(len(boxes)), n))
+    scores = np.array([score_parts(saliency, object_box, boxes[list(s)].tolist()) for s in subsets])
+    first = int(np.argmax(scores >= scores.max() - 1e-6))
+    found = select_parts(saliency, object_box, boxes, n, 0.0, 0.0)
+    assert found.indices == subsets[first]
+    assert found.score == pytest.approx(scores[first], abs=1e-6)
