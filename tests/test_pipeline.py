@@ -1,8 +1,7 @@
 """The pipeline under DVC: what runs again when one parameter changes."""
 
 import copy
-import json
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +10,12 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from stand_in import PARAMS, STAGES, lay_out
 
 from opam.models.systems import SYSTEMS
 
-ROOT = Path(__file__).parents[1]
-
-# What YAML shares between systems would change together.
-PARAMS = json.loads(json.dumps(yaml.safe_load((ROOT / "params.yaml").read_text())))
 BASELINES = [f"train_baseline@{name}" for name in PARAMS["baselines"]]
-ALL = [
-    stage
-    for name in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in (BASELINES if name == "train_baseline" else [name])
-]
+ALL = list(STAGES)
 
 
 def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -126,33 +118,6 @@ EXPECTED |= {
     for leaf in leaves(settings)
 }
 
-STAND_IN = """
-import hashlib, pathlib, sys, yaml
-
-name, entry = sys.argv[1], "".join(sys.argv[2:])
-stage = yaml.safe_load(open("dvc.yaml"))["stages"][name]
-stage = yaml.safe_load(yaml.safe_dump(stage.get("do", stage)).replace("${key}", entry))
-params = yaml.safe_load(open("params.yaml"))
-digest = hashlib.sha256((name + entry).encode())
-for section in stage.get("params", []):
-    value = params
-    for key in section.split("."):
-        value = value[key]
-    digest.update(repr((section, value)).encode())
-for dependency in stage["deps"]:
-    if dependency.startswith("data/"):
-        path = pathlib.Path(dependency)
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(file.read_bytes())
-for out in stage["outs"]:
-    path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(digest.hexdigest() + out)
-with open("ran.txt", "a") as log:
-    log.write(name + ("@" + entry if entry else "") + "\\n")
-"""
-
 
 def test_the_table_names_every_parameter() -> None:
     assert set(EXPECTED) == set(leaves(PARAMS))
@@ -160,20 +125,8 @@ def test_the_table_names_every_parameter() -> None:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dvc.yaml as it is, each stage's script replaced by one that hashes what it declares."""
     folder = tmp_path_factory.mktemp("stand_in")
-    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    (folder / "stand_in.py").write_text(STAND_IN)
-    for name, stage in content["stages"].items():
-        if "foreach" in stage:
-            stage["do"]["cmd"] = f"{sys.executable} stand_in.py {name} ${{key}}"
-        else:
-            stage["cmd"] = f"{sys.executable} stand_in.py {name}"
-    del content["plots"]
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    shutil.copytree(ROOT / "src", folder / "src")
-    shutil.copytree(ROOT / "stages", folder / "stages")
+    lay_out(folder)
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
     return folder
 
@@ -190,7 +143,9 @@ def other(value: Any) -> Any:
 def reproduce(folder: Path) -> list[str]:
     log = folder / "ran.txt"
     log.unlink(missing_ok=True)
-    Repo(folder).reproduce()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("EXECUTIONS", str(log))
+        Repo(folder).reproduce()
     return log.read_text().split() if log.exists() else []
 
 
@@ -209,6 +164,7 @@ def test_one_parameter_runs_exactly_the_stages_of_the_table(
             *stages,
         ): name
         for name, stages in EXPECTED.items()
+        if not re.match(r"baselines\.(nts_net|mc_loss|ap_cnn)\.", name)  # as finetune
     }
     for name in kinds.values():
         stages = EXPECTED[name]

@@ -17,49 +17,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from stand_in import ARTIFACTS, STAGES, lay_out
 
 ROOT = Path(__file__).parents[1]
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-STAGES: dict[str, dict] = {}
-for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-    for key in PARAMS["baselines"] if "foreach" in stage else [""]:
-        text = yaml.safe_dump(stage.get("do", stage)).replace("${key}", key)
-        STAGES[f"{name}@{key}" if key else name] = yaml.safe_load(text)
-ARTIFACTS = [out for stage in STAGES.values() for out in stage["outs"]]
-FOLDERS = {
-    "data/plots",
-    "data/bundle",
-    "data/report",
-    *(out for out in ARTIFACTS if out.startswith(("data/curves/", "data/baselines/"))),
-}
-
-# Stands for a stage's script: hashes what the stage declares, and logs that it ran.
-STAND_IN = f"""
-import hashlib, os, pathlib, sys, yaml
-
-name, entry = sys.argv[1], "".join(sys.argv[2:])
-stage = yaml.safe_load(open("dvc.yaml"))["stages"][name]
-stage = yaml.safe_load(yaml.safe_dump(stage.get("do", stage)).replace("${{key}}", entry))
-name += "@" + entry if entry else ""
-digest = hashlib.sha256(name.encode())
-for section in stage.get("params", []):
-    value = yaml.safe_load(open("params.yaml"))
-    for key in section.split("."):
-        value = value[key]
-    digest.update(repr((section, value)).encode())
-for dependency in stage["deps"]:
-    if dependency.startswith("data/"):
-        path = pathlib.Path(dependency)
-        for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-for out in stage["outs"]:
-    names = [out + "/one.txt", out + "/two.txt"] if out in {FOLDERS} else [out]
-    for path in map(pathlib.Path, names):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(digest.hexdigest() + str(path))
-with open(os.environ["EXECUTIONS"], "a") as log:
-    log.write(name + "\\n")
-"""
 
 pytestmark = pytest.mark.slow
 
@@ -210,20 +170,9 @@ def team(
 
 def lay_out_project(folder: Path) -> None:
     """dvc.yaml as it is with stand-ins for the scripts, in a repository without dvc.lock."""
-    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    for name, stage in content["stages"].items():
-        if "foreach" in stage:
-            stage["do"]["cmd"] = f"{sys.executable} stand_in.py {name} ${{key}}"
-        else:
-            stage["cmd"] = f"{sys.executable} stand_in.py {name}"
-    del content["plots"]
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    (folder / "stand_in.py").write_text(STAND_IN)
+    lay_out(folder)
     (folder / "data").mkdir()
-    for name in ("params.yaml", ".gitignore", "data/.gitignore"):
+    for name in (".gitignore", "data/.gitignore"):
         shutil.copy(ROOT / name, folder / name)
     git(folder, "init", "-q")
     git(folder, "config", "receive.denyCurrentBranch", "updateInstead")
