@@ -115,21 +115,17 @@ def main() -> None:
     details = gallery.all_details(
         finished,
         found,
-        OUT,
         read_params("parts", PartParams),
         read_params("execution", ExecutionParams),
     )
     written = set(gallery.write_pieces(OUT, details))
-    written |= {OUT / gallery.picture_name(n) for n in range(len(finished.photographs))}
     training = gallery.training_photographs(
         manifest.set_index("image_id"),
         tables.choose_training(manifest, TRAINING),
         read_photographs(DATA / "patch_scores.parquet", "patch_scores"),
         read_photographs(DATA / "kept_patches.parquet", "kept_patches"),
         PATCHES,
-        OUT,
     )
-    written |= {OUT / each["picture"] for each in training}
 
     labels, confidence = finished.labels(), finished.scores["fused"].max(1)
     answers = {branch: each.argmax(1) for branch, each in finished.scores.items()}

@@ -1,6 +1,9 @@
 """The report: what it holds, and how it behaves in a browser."""
 
+import base64
+import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_run import make_up_run, report
+from PIL import Image
 from small_project import Undisturbed, digests
 
 from opam.artifacts import BOX, read_json, read_table
 from opam.parts import PartParams, score_parts, select_parts
 from opam.report.page import figures, tables
 from opam.report.page.gallery import PIECE, write_pieces
-from opam.report.page.photographs import candidate_table, packed_map
+from opam.report.page.photographs import LONGEST_SIDE, candidate_table, packed_map
 from opam.report.page.render import compact_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -148,13 +152,15 @@ def piece(folder: Path, number: int) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_it_holds_what_the_stages_found(data: Path, predictions: pd.DataFrame) -> None:
     folder = data / "report"
-    assert len(list((folder / "images").glob("0*.jpg"))) == len(predictions)
-    details = [each for n in range(len(predictions) // PIECE + 1) for each in piece(folder, n)]
+    pieces = range(math.ceil(len(predictions) / PIECE))
+    details = [each for number in pieces for each in piece(folder, number)]
     assert len(details) == len(predictions)
     parts = read_table(data / "aligned_parts.parquet", "aligned_parts").set_index("image_id")
     proposals = read_table(data / "proposals.parquet", "proposals").set_index("image_id")
     saliency = read_table(data / "saliency.parquet", "saliency").set_index("image_id")
     for row, found in zip(predictions.itertuples(), details, strict=True):
+        drawn = Image.open(io.BytesIO(base64.b64decode(found["picture"])))
+        assert max(drawn.size) <= LONGEST_SIDE
         assert found["proposals"] == proposals.loc[row.image_id, BOX].to_numpy().tolist()
         assert found["top"]["fused"][0] == [row.fused, round(1000 * row.confidence)]
         assert found["camLabel"] == saliency.loc[row.image_id, "predicted_label"]
@@ -179,7 +185,7 @@ def test_again_gives_the_same_bytes_and_leaves_nothing_over(
 ) -> None:
     folder = tmp_path / "again"
     shutil.copytree(undisturbed.untouched, folder)
-    (folder / "data/report/images/left.jpg").write_text("of an older report")
+    (folder / "data/report/photographs/left.js").write_text("of an older report")
     done = report(folder)
     assert done.returncode == 0, done.stderr
     assert "data/report/index.html: " in done.stdout

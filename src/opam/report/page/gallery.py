@@ -20,28 +20,17 @@ from opam.report.page.photographs import (
     Found,
     details,
     per_mille,
+    picture,
     rounded,
     top_classes,
-    write_picture,
 )
 from opam.report.page.render import compact_json
 from opam.report.page.tables import strongest_and_weakest
 
-PIECE = 32
+PIECE = 16
 """Photographs whose details lie in one file, which the page loads when it shows one of them."""
 
-IMAGES = "images"
 PIECES = "photographs"
-
-
-def picture_name(position: int) -> str:
-    """The picture of the test photograph at a position, below the report's folder."""
-    return f"{IMAGES}/{position:06}.jpg"
-
-
-def training_name(position: int) -> str:
-    """The picture of a training photograph, below the report's folder."""
-    return f"{IMAGES}/train-{position:03}.jpg"
 
 
 @dataclass(frozen=True)
@@ -139,13 +128,10 @@ def found_photographs(
 
 
 def all_details(
-    run: Run, found: Iterable[Found], folder: Path, params: PartParams, execution: ExecutionParams
+    run: Run, found: Iterable[Found], params: PartParams, execution: ExecutionParams
 ) -> Iterator[dict[str, Any]]:
-    """Write every photograph's picture below ``folder``; yield what its large view shows."""
-    jobs = (
-        delayed(details)(each, params, folder / picture_name(position))
-        for position, each in enumerate(found)
-    )
+    """Yield every photograph's picture and what its large view shows."""
+    jobs = (delayed(details)(each, params) for each in found)
     drawn = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
     ids = run.photographs["image_id"].tolist()
     cam_labels = run.objects["predicted_label"].loc[ids].tolist()
@@ -166,9 +152,8 @@ def training_photographs(
     scored: Iterable[tuple[str, pd.DataFrame]],
     kept: Iterable[tuple[str, pd.DataFrame]],
     most: int,
-    folder: Path,
 ) -> list[dict[str, Any]]:
-    """Some training photographs with their patches; their pictures are written below ``folder``.
+    """Some training photographs with their pictures and their patches.
 
     Args:
         manifest: indexed by image_id.
@@ -176,7 +161,6 @@ def training_photographs(
         scored: every training photograph's patches with confidences.
         kept: the patches that the filter kept.
         most: patches of a photograph that are shown (see `strongest_and_weakest`).
-        folder: the report's.
     """
     ranks = {image_id: set(patches["rank"]) for image_id, patches in kept if image_id in chosen}
     found: list[dict[str, Any]] = []
@@ -184,8 +168,6 @@ def training_photographs(
         if image_id not in chosen:
             continue
         row: Any = manifest.loc[image_id]
-        picture = training_name(len(found))
-        write_picture(row["path"], folder / picture)
         mine = ranks.get(image_id, set())
         shown = strongest_and_weakest(patches, most)
         found.append(
@@ -193,7 +175,7 @@ def training_photographs(
                 "id": image_id,
                 "label": int(row["label"]),
                 "size": [int(row["width"]), int(row["height"])],
-                "picture": picture,
+                "picture": picture(row["path"]),
                 "patches": [
                     [*box, per_mille(confidence), int(rank in mine)]
                     for box, rank, confidence in zip(

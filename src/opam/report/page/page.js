@@ -45,22 +45,25 @@ function makeSvg(name, attributes, title) {
 }
 
 const percent = (perMille) => `${(perMille / 10).toFixed(1)}%`;
-const pictureOf = (index) => `images/${String(index).padStart(6, "0")}.jpg`;
+const jpeg = (base64) => `data:image/jpeg;base64,${base64}`;
+const pictureOf = (index) => () => details(index).then((found) => jpeg(found.picture));
 const answerOf = (branch, index) => photographs.answers[branch][index];
 const isWrong = (index) => answerOf("fused", index) !== photographs.labels[index];
 const isChanged = (index) => answerOf("fused", index) !== answerOf("original", index);
 const usesFallback = (index) =>
   photographs.objectFallbacks[index] !== "none" || photographs.partFallbacks[index] !== "none";
 
-// Details: scripts, loaded when a photograph of theirs is looked at.
+// Pictures and details: scripts, loaded when a photograph of theirs is looked at.
 
+const PIECES_KEPT = 200;
 const pieces = new Map();
 
-window.addDetails = (number, content) => pieces.get(number).resolve(content);
+window.addDetails = (number, content) => pieces.get(number)?.resolve(content);
 
 function details(index) {
   const number = Math.floor(index / report.piece);
   if (!pieces.has(number)) {
+    if (pieces.size >= PIECES_KEPT) pieces.delete(pieces.keys().next().value);
     const piece = {};
     piece.loaded = new Promise((resolve, reject) => {
       piece.resolve = resolve;
@@ -79,6 +82,35 @@ function details(index) {
 
 // Drawings
 
+const sources = new WeakMap();
+const comesIntoView = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      comesIntoView.unobserve(target);
+      load(target, sources.get(target));
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+function load(image, source) {
+  source().then(
+    (address) => {
+      image.src = address;
+    },
+    (error) => {
+      image.title = error.message;
+    },
+  );
+}
+
+/** Fetch an image's picture when it comes into view; `source` promises its address. */
+function loadWhenSeen(image, source) {
+  sources.set(image, source);
+  comesIntoView.observe(image);
+}
+
 function rectangle(box, kind, title) {
   const [x0, y0, x1, y1] = box;
   return makeSvg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, class: kind }, title);
@@ -87,8 +119,9 @@ function rectangle(box, kind, title) {
 /** A photograph with boxes over it: [box, class, title] each. */
 function drawing(source, size, alternative, boxes, lazy = true) {
   const [width, height] = size;
-  const image = make("img", { alt: alternative, decoding: "async", loading: lazy ? "lazy" : null });
-  image.src = source;
+  const image = make("img", { alt: alternative, decoding: "async" });
+  if (lazy) loadWhenSeen(image, source);
+  else load(image, source);
   const svg = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   svg.append(...boxes.map((box) => rectangle(...box)));
   const frame = make("span", { class: "photograph" }, image, svg);
@@ -125,14 +158,14 @@ function cutOut(index, box, cluster, alternative) {
   const [x0, y0, x1, y1] = box;
   const across = x1 - x0;
   const down = y1 - y0;
-  const image = make("img", { alt: alternative, decoding: "async", loading: "lazy" });
+  const image = make("img", { alt: alternative, decoding: "async" });
   Object.assign(image.style, {
     width: `${(100 * width) / across}%`,
     height: `${(100 * height) / down}%`,
     left: `${(-100 * x0) / across}%`,
     top: `${(-100 * y0) / down}%`,
   });
-  image.src = pictureOf(index);
+  loadWhenSeen(image, pictureOf(index));
   const inner = make("span", { class: `cluster-${cluster % CLUSTER_COLOURS}` }, image);
   const wide = across >= down;
   Object.assign(inner.style, {
@@ -579,7 +612,7 @@ function showTraining() {
       // Rejected ones below, for they are many.
       boxes.sort((a, b) => (a[1] < b[1] ? 1 : -1));
       const name = classes[each.label];
-      const frame = drawing(each.picture, each.size, `Training photograph of ${name} with its patches`, boxes);
+      const frame = drawing(async () => jpeg(each.picture), each.size, `Training photograph of ${name} with its patches`, boxes);
       frame.style.width = "100%";
       const heads = ["confidence", "filter", "box"].map((text) => make("th", { scope: "col" }, text));
       const rows = each.patches.map(([x0, y0, x1, y1, confidence, kept]) =>

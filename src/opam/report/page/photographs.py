@@ -3,14 +3,13 @@
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from opam.artifacts import BOX, atomic
+from opam.artifacts import BOX
 from opam.images import read_image
 from opam.parts import Measure, PartParams, mean_saliency, qualifying
 from opam.saliency import to_image
@@ -56,18 +55,17 @@ class Found:
     fallback: str
 
 
-def write_picture(path: str, target: Path) -> None:
-    """Write the photograph as a JPEG of at most `LONGEST_SIDE` pixels a side.
+def picture(path: str) -> str:
+    """The photograph as a JPEG of at most `LONGEST_SIDE` pixels a side, in base64.
 
     Raises:
-        OpamError: the photograph cannot be read, or ``target`` not be written.
+        OpamError: the photograph cannot be read.
     """
     image = Image.fromarray(read_image(path))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=QUALITY, optimize=True)
-    with atomic(target) as temporary:
-        temporary.write_bytes(stream.getvalue())
+    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def packed_map(values: np.ndarray) -> dict[str, Any]:
@@ -150,23 +148,23 @@ def per_mille(share: float) -> int:
     return round(float(share) * 1000)
 
 
-def details(found: Found, params: PartParams, target: Path) -> dict[str, Any]:
-    """Write a photograph's picture to ``target``; what its large view shows beside it.
+def details(found: Found, params: PartParams) -> dict[str, Any]:
+    """A photograph's picture, and what its large view shows beside it.
 
     Returns:
-        ``maps`` (cam and object, see `packed_map`), ``proposals`` (boxes) and ``proposal_count``,
-        ``candidates`` (see `candidate_rows`) and ``candidate_count``.
+        ``picture``, ``maps`` (cam and object, see `packed_map`), ``proposals`` (boxes) and
+        ``proposal_count``, ``candidates`` (see `candidate_rows`) and ``candidate_count``.
 
     Raises:
-        OpamError: as `write_picture`.
+        OpamError: as `picture`.
     """
-    write_picture(found.path, target)
     saliency = to_image(found.cam, *found.size)
     candidates = candidate_table(
         saliency, found.object_box, found.proposals, params, found.fallback
     )
     shown = found.proposals[evenly(len(found.proposals), MOST_PROPOSALS)]
     return {
+        "picture": picture(found.path),
         "maps": {"cam": packed_map(found.cam), "object": packed_map(found.object_map)},
         "proposals": shown.tolist(),
         "proposal_count": len(found.proposals),
