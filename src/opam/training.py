@@ -282,7 +282,7 @@ def train(
             if not math.isfinite(total):
                 raise OpamError(f"{name}.rate: {params.rate} made the loss infinite; lower it")
             val_loss, val_accuracy = evaluate(
-                network, val_samples, params, execution, objective.validation
+                network, val_samples, params, execution, device, objective.validation
             )
             row = {
                 "train_loss": total / len(table),
@@ -322,11 +322,11 @@ def evaluate(
     table: pd.DataFrame,
     params: TrainingParams,
     execution: ExecutionParams,
-    losses: Losses = cam_losses,
+    device: torch.device,
+    losses: Losses,
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of centred crops."""
-    device = prepare_device(execution)
-    network.to(device).eval()
+    network.eval()
     crops = TrainingCrops(table, params.input_size, params.resize, None)
     plain = params.model_copy(update={"label_smoothing": 0.0})
     loss, correct = 0.0, 0.0

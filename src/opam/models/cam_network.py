@@ -1,17 +1,13 @@
 """A backbone under global average pooling and a linear layer: its class activation map is exact."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
-from opam.artifacts import atomic
-from opam.errors import OpamError, cause
 from opam.models.backbones import Backbone, penultimate_convolution
+from opam.models.weights import read_weights, write_weights
 
 
 class CamNetwork(nn.Module):
@@ -63,12 +59,8 @@ class CamNetwork(nn.Module):
 
 def write_network(path: Path, network: CamNetwork, settings: dict[str, Any]) -> None:
     """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
     header = {**settings, "classes": network.classes, "heads": network.heads}
-    # One entry only: safetensors does not keep the order of several.
-    metadata = {"opam": json.dumps(header, sort_keys=True)}
-    with atomic(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(state, metadata=metadata))
+    write_weights(path, network, header)
 
 
 def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
@@ -77,25 +69,16 @@ def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
     Raises:
         OpamError: missing, damaged, or not written by `write_network`.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})["opam"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> CamNetwork:
         classes, heads = settings["classes"], settings["heads"]
         # Its size comes from the tensors, which are there, before any memory is asked for.
         if classes < 1 or heads < 1 or classes * heads != len(state["head.bias"]):
             raise ValueError(f"{heads} x {classes} classes do not fit its weights")
-        network = CamNetwork(Backbone(settings["backbone"]), classes, heads)
-        network.load_state_dict(state)
-    except FileNotFoundError:
-        raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
-    except OpamError:
-        raise
-    except Exception as error:  # damaged files raise many types
-        raise OpamError(
-            f"{path}: not a network of this project ({cause(error)}); remove it and run `dvc repro`"
-        ) from None
-    return network.eval().to(memory_format=torch.channels_last), settings
+        return CamNetwork(Backbone(settings["backbone"]), classes, heads)
+
+    network, settings = read_weights(path, build, "network")
+    return network.to(memory_format=torch.channels_last), settings
 
 
 def with_heads(network: CamNetwork, heads: int) -> CamNetwork:

@@ -1,18 +1,15 @@
 """The systems beside OPAM: by name, built, written and read."""
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
+import torch
 from torch import nn
 
-from opam.artifacts import atomic
 from opam.config import Params, section_of
-from opam.errors import OpamError, cause
 from opam.models.backbones import Backbone
+from opam.models.weights import read_weights, write_weights
 
 SYSTEMS = {
     "finetune": ("Finetune", "FinetuneParams"),
@@ -66,11 +63,7 @@ def write_system(path: Path, network: nn.Module, settings: dict[str, Any]) -> No
     method = dict(settings["method"])
     if "second_weights" in method:
         method["second_weights"] = "none"  # they are among those saved
-    settings = {**settings, "method": method}
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    metadata = {"opam": json.dumps(settings, sort_keys=True)}
-    with atomic(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(state, metadata=metadata))
+    write_weights(path, network, {**settings, "method": method})
 
 
 def read_system(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -79,21 +72,10 @@ def read_system(path: Path) -> tuple[Any, dict[str, Any]]:
     Raises:
         OpamError: missing, damaged, or not written by `write_system`.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})["opam"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def build(settings: dict[str, Any], _state: dict[str, torch.Tensor]) -> Any:
         system = settings["system"]
         method = section_of(settings, "method", method_params(system), path)
-        backbone = Backbone(settings["backbone"])
-        network = create_system(system, backbone, settings["classes"], method)
-        network.load_state_dict(state)
-    except FileNotFoundError:
-        raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
-    except OpamError:
-        raise
-    except Exception as error:  # damaged files raise many types
-        raise OpamError(
-            f"{path}: not a system of this project ({cause(error)}); remove it and run `dvc repro`"
-        ) from None
-    return network.eval(), settings
+        return create_system(system, Backbone(settings["backbone"]), settings["classes"], method)
+
+    return read_weights(path, build, "system")
