@@ -19,7 +19,7 @@ ARTIFACTS = [out for stage in STAGES.values() for out in stage["outs"]]
 FOLDERS = {out for out in ARTIFACTS if not Path(out).suffix}
 
 SCRIPT = f"""
-import hashlib, os, pathlib, sys, yaml
+import hashlib, json, os, pathlib, sys, yaml
 
 name, entry = sys.argv[1], "".join(sys.argv[2:])
 stage = yaml.safe_load(open("dvc.yaml"))["stages"][name]
@@ -31,7 +31,7 @@ for section in stage.get("params", []):
     value = params
     for key in section.split("."):
         value = value[key]
-    digest.update(repr((section, value)).encode())
+    digest.update(json.dumps([section, value], sort_keys=True).encode())
 for dependency in stage["deps"]:
     if dependency.startswith("data/"):
         path = pathlib.Path(dependency)

@@ -1,7 +1,6 @@
 """The pipeline under DVC: what runs again when one parameter changes."""
 
 import copy
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,14 +148,18 @@ def reproduce(folder: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
+def would_run(folder: Path) -> list[str]:
+    """The stages that DVC would execute now, and all that use what these write."""
+    return [stage.addressing for stage in Repo(folder).reproduce(dry=True, force_downstream=True)]
+
+
 @pytest.mark.slow
 def test_one_parameter_runs_exactly_the_stages_of_the_table(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(stand_in)
     assert sorted(reproduce(stand_in)) == sorted(ALL)
-    assert reproduce(stand_in) == []
-    content = copy.deepcopy(PARAMS)
+    assert reproduce(stand_in) == would_run(stand_in) == []
     # DVC tracks a section as a whole: one parameter stands for its neighbours of equal effect.
     kinds = {
         (
@@ -164,17 +167,20 @@ def test_one_parameter_runs_exactly_the_stages_of_the_table(
             *stages,
         ): name
         for name, stages in EXPECTED.items()
-        if not re.match(r"baselines\.(nts_net|mc_loss|ap_cnn)\.", name)  # as finetune
     }
     for name in kinds.values():
-        stages = EXPECTED[name]
+        content = copy.deepcopy(PARAMS)
         *sections, leaf = name.split(".")
         inner = content
         for section in sections:
             inner = inner[section]
         inner[leaf] = other(inner[leaf])
         (stand_in / "params.yaml").write_text(yaml.safe_dump(content))
-        assert sorted(reproduce(stand_in)) == sorted(stages), name
+        assert sorted(would_run(stand_in)) == sorted(EXPECTED[name]), name
+        if name == "fusion.folds":  # what DVC says it would run is what it runs
+            assert sorted(reproduce(stand_in)) == sorted(EXPECTED[name])
+            (stand_in / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+            reproduce(stand_in)
 
 
 @pytest.mark.slow
