@@ -3,7 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # See src/opam/__init__.py; here for the stages that load torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help repro repro-all pull test bench lint deps preset figures
+.PHONY: help repro repro-all results pull test bench lint deps preset figures
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,9 @@ repro-all: .venv/.installed ## the same, and all other systems, the comparison a
 	python -m opam.report.mend
 	dvc repro
 	python -m opam.report.summary
+
+results: .venv/.installed ## write docs/results.md from what `make repro-all` made
+	python -m opam.report.results
 
 pull: .venv/.installed ## restore every artifact from the team's remote, run nothing
 	python -m opam.report.restore

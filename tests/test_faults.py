@@ -16,7 +16,7 @@ from small_project import STAGES, Undisturbed, call, digests, dvc, environment, 
 
 pytestmark = pytest.mark.slow
 
-KILLS_A_STAGE = 2
+KILLS = 32
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
@@ -51,17 +51,18 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
 ) -> None:
     folder = project(tmp_path / "killed")
     moments = random.Random(0)
+    wanted = [*STAGES, *moments.sample(STAGES, KILLS - len(STAGES))]
     kills = dict.fromkeys(STAGES, 0)
     for stage in STAGES:
         options: list[str] = []
         longest = undisturbed.seconds[stage]
-        while kills[stage] < KILLS_A_STAGE:
+        while kills[stage] < wanted.count(stage):
             if killed_in(folder, stage, moments.uniform(0, longest), *options):
                 kills[stage] += 1
             else:  # it was done before: again, and sooner
                 options = ["--force", "--single-item"]
                 longest /= 2
-    assert sum(kills.values()) >= 30
+    assert sum(kills.values()) == KILLS
     mend(folder)
     dvc(folder, "repro")
     assert digests(folder) == undisturbed.digests

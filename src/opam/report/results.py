@@ -1,0 +1,178 @@
+"""docs/results.md: the figures of a finished run as text, with what they were measured on.
+
+Run: ``make results``.
+"""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from opam.artifacts import atomic, read_json, read_table
+from opam.config import read_params
+from opam.device import ExecutionParams, prepare_device
+from opam.errors import OpamError, run
+from opam.report.page.gallery import commit
+
+DATA = Path("data")
+PRESETS = Path("presets")
+RESULTS = Path("docs/results.md")
+COLUMNS: dict[str, tuple[str, str]] = {
+    "system": ("system", "{}"),
+    "accuracy": ("accuracy", "{:.1%}"),
+    "interval": ("95% interval", "{}"),
+    "macro_f1": ("macro F1", "{:.3f}"),
+    "mcnemar_p": ("McNemar's p", "{:.2g}"),
+    "pointing": ("pointing", "{:.1%}"),
+    "parameters": ("parameters", "{:.1f} M"),
+    "gflops": ("GFLOPs", "{:.2f}"),
+    "training_seconds": ("training", "{:.0f} s"),
+    "images_a_second": ("photographs/s", "{:.1f}"),
+}
+"""Columns of the comparison: heading, and how a value is written."""
+
+
+def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+    """A table, its first column to the left, the others to the right."""
+    rule = ["---"] + ["---:"] * (len(headings) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [headings, rule, *rows])
+
+
+def comparison_text(comparison: pd.DataFrame) -> str:
+    """The table of systems; a figure that was not measured is left empty."""
+    table = comparison.assign(
+        interval=[
+            f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}" for row in comparison.itertuples()
+        ]
+    )
+    if "parameters" in table:
+        table["parameters"] = table["parameters"] / 1e6
+    shown = [name for name in COLUMNS if name in table]
+    rows = [
+        ["" if pd.isna(row[name]) else COLUMNS[name][1].format(row[name]) for name in shown]
+        for row in table.to_dict("records")
+    ]
+    return markdown_table([COLUMNS[name][0] for name in shown], rows)
+
+
+def branches_text(ablation: pd.DataFrame) -> str:
+    """Each branch, each pair and all three."""
+    rows = [
+        [
+            str(row.branches),
+            f"{row.accuracy:.1%}",
+            f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
+            f"{row.top5:.1%}",
+            f"{row.calibration_error:.3f}",
+        ]
+        for row in ablation.itertuples()
+    ]
+    headings = ["branches", "accuracy", "95% interval", "top-5", "calibration error"]
+    return markdown_table(headings, rows)
+
+
+def parts_text(locations: pd.DataFrame) -> str:
+    """Share of photographs in which a cluster's part holds each named location."""
+    wide = locations.pivot(index="location", columns="cluster", values="share")
+    rows = [[str(name), *(f"{share:.0%}" for share in row)] for name, row in wide.iterrows()]
+    return markdown_table(["location", *(f"cluster {each}" for each in wide.columns)], rows)
+
+
+def preset_of(params: dict[str, Any], presets: Path) -> str:
+    """The preset that params.yaml is, whatever path and execution are, or that it is none."""
+
+    def compared(content: dict[str, Any]) -> dict[str, Any]:
+        dataset = {**content["dataset"], "path": None}
+        return {**content, "dataset": dataset, "execution": None}
+
+    for path in sorted(presets.glob("*.yaml")):
+        if compared(yaml.safe_load(path.read_text())) == compared(params):
+            return f"preset `{path.stem}`"
+    return "params of its own"
+
+
+def hardware() -> str:
+    """What this machine trains on."""
+    execution = read_params("execution", ExecutionParams)
+    device = prepare_device(execution)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{execution.threads} of {os.cpu_count()} cores ({platform.machine()}), no GPU"
+
+
+def results_text() -> str:
+    """All of docs/results.md.
+
+    Raises:
+        OpamError: an artifact of the run is missing.
+    """
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    manifest = read_table(DATA / "manifest.parquet", "manifest")
+    metrics = read_json(DATA / "metrics.json")
+    fusion = read_json(DATA / "fusion.json")
+    try:
+        ablation = pd.read_csv(DATA / "plots/ablation.csv")
+        locations = pd.read_csv(DATA / "plots/part_locations.csv")
+        comparison = pd.read_csv(DATA / "comparison.csv")
+    except FileNotFoundError as error:
+        raise OpamError(f"{error.filename}: not found; run `make repro-all`") from None
+    sizes = manifest["split"].value_counts()
+    counts = ", ".join(f"{sizes.get(split, 0)} {split}" for split in ("train", "val", "test"))
+    weights = ", ".join(f"{branch} {weight:.1f}" for branch, weight in fusion["weights"].items())
+    text = f"""# Results
+
+Written by `make results` from a finished `make repro-all`. Nothing was chosen on the test split;
+intervals are 95% bootstrap intervals over its photographs.
+
+**What was run**: {preset_of(params, PRESETS)}, data set `{params["dataset"]["name"]}` with
+{manifest["label"].nunique()} classes (photographs: {counts}), backbone
+`{params["backbone"]["name"]}`, commit {commit() or "unknown"}.
+**On**: {hardware()}.
+
+## The systems side by side
+
+Same photographs, split, pretrained backbone, augmentation and evaluation. McNemar's p is against
+OPAM. Pointing: the centre of the system's best region lies in the true box. GFLOPs, and
+photographs a second, are of one whole classification, for OPAM all its networks; its training
+seconds are those of its four networks.
+
+{comparison_text(comparison)}
+
+## What each branch is worth
+
+{branches_text(ablation)}
+
+Fusion weights, chosen by {len(fusion["folds"])}-fold cross-validation on val: {weights}.
+McNemar's p of fused against original: {metrics["mcnemar_p"]:.2g}.
+"""
+    if "object_box" in metrics:
+        box = metrics["object_box"]
+        text += f"""
+## Where it looks
+
+The object box has IoU of at least 0.5 with the true one in {box["corloc"]:.1%} of the test
+photographs (mean IoU {box["mean_iou"]:.2f}). No box was trained on.
+"""
+    if len(locations):
+        text += f"""
+Share of test photographs in which a part of each cluster holds the named location:
+
+{parts_text(locations)}
+"""
+    return text
+
+
+def main() -> None:
+    """Write docs/results.md."""
+    text = results_text()
+    with atomic(RESULTS) as temporary:
+        temporary.write_text(text)
+    print(f"{RESULTS} written")
+
+
+if __name__ == "__main__":
+    run(main)

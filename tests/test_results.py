@@ -1,0 +1,67 @@
+"""docs/results.md: every figure of a run stands in it, with what it was measured on."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from made_up_run import make_up_run
+from small_project import ROOT
+
+from opam.artifacts import write_csv
+from opam.errors import OpamError
+from opam.report.results import comparison_text, preset_of, results_text
+
+COMPARISON = pd.DataFrame(
+    [
+        {
+            "system": "opam",
+            "accuracy": 0.5,
+            "accuracy_low": 0.4,
+            "accuracy_high": 0.6,
+            "macro_f1": 0.48,
+            "mcnemar_p": 1.0,
+            "parameters": 16_000_000,
+        },
+        {
+            "system": "bcnn",
+            "accuracy": 0.25,
+            "accuracy_low": 0.2,
+            "accuracy_high": 0.3,
+            "macro_f1": 0.2,
+            "mcnemar_p": 0.0123,
+            "parameters": None,
+        },
+    ]
+)
+
+
+def test_a_row_a_system_and_an_empty_cell_for_what_was_not_measured() -> None:
+    assert comparison_text(COMPARISON).splitlines() == [
+        "| system | accuracy | 95% interval | macro F1 | McNemar's p | parameters |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| opam | 50.0% | 40.0% to 60.0% | 0.480 | 1 | 16.0 M |",
+        "| bcnn | 25.0% | 20.0% to 30.0% | 0.200 | 0.012 |  |",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_preset_is_known_wherever_its_photographs_lie(path: Path) -> None:
+    params = yaml.safe_load(path.read_text())
+    params["dataset"]["path"] = "/elsewhere"
+    params["execution"]["threads"] = 7
+    assert preset_of(params, ROOT / "presets") == f"preset `{path.stem}`"
+    params["seed"] += 1
+    assert preset_of(params, ROOT / "presets") == "params of its own"
+
+
+def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_up_run(tmp_path, 4, ["one", "two"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OpamError, match=r"comparison\.csv: not found"):
+        results_text()
+    write_csv(Path("data/comparison.csv"), COMPARISON)
+    text = results_text()
+    assert "| bcnn | 25.0% |" in text
+    assert "| original+object+part | 50.0% | 40.0% to 60.0% |" in text
+    assert "2 classes (photographs: 2 train, 0 val, 4 test)" in text
