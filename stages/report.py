@@ -50,6 +50,7 @@ def shown_params() -> dict[str, Any]:
         "backbone": read_params("backbone", dict),
         "proposals": read_params("proposals", dict),
         "filternet": read_params("filternet", dict),
+        "scoring": read_params("scoring", str),
         "filter": read_params("filter", dict),
         "classnet": read_params("classnet", dict),
         "saliency": read_params("saliency", dict),

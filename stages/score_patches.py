@@ -5,6 +5,7 @@ Run by itself: ``python stages/score_patches.py``.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.models.cam_network import read_network
 from opam.resume import fingerprint, finish, in_shards
-from opam.scoring import batch_rows, score_crops
+from opam.scoring import Scoring, batch_rows, score_crops, score_crops_shared
 from opam.stage import run
 
 RAW = Path("data/raw.zip")
@@ -26,6 +27,7 @@ PATCH_SCORES = Path("data/patch_scores.parquet")
 
 def main() -> None:
     """Write data/patch_scores.parquet."""
+    scoring = read_params("scoring", cast(type[str], Scoring))
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     training = manifest[manifest["split"] == "train"]
@@ -35,19 +37,11 @@ def main() -> None:
     counts = np.array([len(each) for each in boxes])
     image_ids, labels = training["image_id"].to_numpy(), training["label"].to_numpy()
     network, settings = read_network(FILTERNET)
+    paths, size = training["path"].tolist(), settings["input_size"]
 
-    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+    def exact_rows(first: int) -> Iterator[pd.DataFrame]:
         # A patch is shown whole: it has no margin to crop.
-        scores = score_crops(
-            network,
-            training["path"].tolist(),
-            boxes,
-            settings["input_size"],
-            1.0,
-            execution,
-            "patch scoring",
-            first,
-        )
+        scores = score_crops(network, paths, boxes, size, 1.0, execution, "patch scoring", first)
         for batch, probabilities in enumerate(scores, start=first):
             photograph, rank = batch_rows(batch, counts, execution.batch_size)
             crops = [boxes[i][k] for i, k in zip(photograph, rank, strict=True)]
@@ -56,7 +50,19 @@ def main() -> None:
                 image_id=image_ids[photograph], rank=rank, confidence=own
             )
 
-    key = fingerprint(RAW, MANIFEST, PROPOSALS, FILTERNET, execution.same_bits())
+    def shared_rows(first: int) -> Iterator[pd.DataFrame]:
+        scores = score_crops_shared(
+            network, paths, boxes, size, execution, "patch scoring, shared", first
+        )
+        for item, probabilities in enumerate(scores, start=first):
+            yield pd.DataFrame(boxes[item], columns=BOX).assign(
+                image_id=image_ids[item],
+                rank=np.arange(counts[item]),
+                confidence=probabilities[:, 0, labels[item]],
+            )
+
+    rows_from = shared_rows if scoring == "shared" else exact_rows
+    key = fingerprint(RAW, MANIFEST, PROPOSALS, FILTERNET, scoring, execution.same_bits())
     shards = in_shards("patch_scores", key, "patch_scores", execution.shard_size, rows_from)
     write_table_in_pieces(PATCH_SCORES, "patch_scores", shards)
     finish("patch_scores")

@@ -76,17 +76,17 @@ def main() -> None:
     network = create_system(params.system, create_backbone(backbone), classes, method)
     whole = whole_images(manifest[manifest["split"] == "train"])
     val = whole_images(manifest[manifest["split"] == "val"])
-    steps = {"all_layers": params.training}
+    steps = {"training": params.training}
     if params.classifier_training is not None:
-        steps = {"classifier": params.classifier_training, **steps}
+        steps = {"classifier_training": params.classifier_training, **steps}
     training_seconds = 0.0
     for step, training in steps.items():
-        if step == "classifier":
+        if step == "classifier_training":
             network.freeze_backbone()
         elif len(steps) > 1:
             network.unfreeze_backbone()
         trained = train(
-            f"{name}_{step}",
+            f"baselines.{name}.{step}",
             network,
             lambda _epoch: whole,
             val,
@@ -126,7 +126,7 @@ def main() -> None:
         {"training_seconds": training_seconds, "images_a_second": images_a_second},
     )
     for step in steps:
-        finish(f"{name}_{step}")
+        finish(f"baselines.{name}.{step}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,16 @@ from opam.crops import (
 )
 from opam.device import ExecutionParams
 from opam.errors import OpamError
+from opam.images import read_image
 from opam.models.backbones import Backbone
 from opam.models.cam_network import CamNetwork
-from opam.scoring import _batches, batch_rows, score_crops
+from opam.scoring import (
+    _batches,
+    batch_rows,
+    pooled_probabilities,
+    score_crops,
+    score_crops_shared,
+)
 from opam.training import whole_images
 
 
@@ -28,12 +35,33 @@ def test_shown_box_slides_over_the_box() -> None:
 
 
 def test_cut_takes_the_box_and_mirrors() -> None:
-    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    image = Image.fromarray(pixels)
-    np.testing.assert_array_equal(cut(image, (2, 1, 6, 5), 4), pixels[1:5, 2:6].transpose(2, 0, 1))
-    mirrored = cut(image, (2, 1, 6, 5), 4, mirror=True)
-    np.testing.assert_array_equal(mirrored, pixels[1:5, 2:6][:, ::-1].transpose(2, 0, 1))
-    assert cut(image, (-3, -3, 12, 12), 4).shape == (3, 4, 4)
+    image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    inside = image[1:5, 2:6].transpose(2, 0, 1)
+    crops = cut(image, np.array([[2, 1, 6, 5], [2.4, 0.6, 6.4, 4.6]]), 4, [False, True])
+    np.testing.assert_array_equal(crops[0], inside)
+    np.testing.assert_array_equal(crops[1], inside[:, :, ::-1])
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_crop_has_a_pixel_at_least_and_none_from_outside() -> None:
+    image = np.full((8, 8, 3), 7, dtype=np.uint8)
+    outside = np.array([[-3, -3, 12, 12], [8, 8, 9, 9], [3.2, 3.2, 3.3, 3.3], [-5, -5, -1, -1]])
+    assert (cut(image, outside, 4) == 7).all()
+    assert cut(image, np.zeros((0, 4)), 4).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_a_crop_is_nearly_the_one_of_a_plain_loop(size: int) -> None:
+    """Against Pillow's bilinear filter, on noise that is smooth over a few pixels."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    photograph = noise.resize((400, 300), Image.Resampling.BICUBIC)
+    corners = rng.integers(0, 150, (40, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(20, 150, (40, 2))], axis=1)
+    crops = cut(np.asarray(photograph), boxes, size).numpy().astype(int)
+    for crop, box in zip(crops, boxes.tolist(), strict=True):
+        plain = photograph.crop(tuple(box)).resize((size, size), Image.Resampling.BILINEAR)
+        assert abs(crop - np.asarray(plain, dtype=int).transpose(2, 0, 1)).mean() < 1
 
 
 def test_random_crops_depend_on_seed_epoch_and_row_alone(photographs: pd.DataFrame) -> None:
@@ -159,3 +187,69 @@ def test_photographs_without_any_crop(photographs: pd.DataFrame) -> None:
     empty = [np.zeros((0, 4))] * 2
     scores = score_crops(network, photographs["path"].tolist()[:2], empty, 32, 1.0, execution, "x")
     assert list(scores) == []
+
+
+def test_shared_scores_are_pooled_from_the_photograph(photographs: pd.DataFrame) -> None:
+    torch.manual_seed(0)
+    network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3, heads=2).eval()
+    image = torch.from_numpy(read_image(photographs["path"].iloc[0]).copy()).permute(2, 0, 1)
+    image = torch.nn.functional.interpolate(image[None], (96, 160))[0]
+    boxes = torch.tensor([[0.0, 0, 160, 96], [40, 16, 104, 80], [100, 50, 130, 70]])
+    found = pooled_probabilities(network, image, boxes)
+    with torch.inference_mode():
+        maps = network.backbone(image[None])
+        assert maps.shape[2:] == (3, 5)
+        for probabilities, (x0, y0, x1, y1) in zip(found, boxes.tolist(), strict=True):
+            # 8 x 8 points, bilinear between the centres of cells, constant beyond the outer ones
+            steps = (np.arange(8) + 0.5) / 8
+            total = torch.zeros(maps.shape[1])
+            for y in (y0 + (y1 - y0) * steps) / 32 - 0.5:
+                for x in (x0 + (x1 - x0) * steps) / 32 - 0.5:
+                    x, y = np.clip(x, 0, 4), np.clip(y, 0, 2)
+                    left, top = min(int(x), 3), min(int(y), 1)
+                    across, down = x - left, y - top
+                    for i, j, share in (
+                        (top, left, (1 - down) * (1 - across)),
+                        (top, left + 1, (1 - down) * across),
+                        (top + 1, left, down * (1 - across)),
+                        (top + 1, left + 1, down * across),
+                    ):
+                        total += share * maps[0, :, i, j]
+            expected = network.head(total / 64).view(2, 3).softmax(1)
+            np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def test_shared_scores_come_in_order_and_from_any_photograph(photographs: pd.DataFrame) -> None:
+    torch.manual_seed(0)
+    network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()
+    boxes = [np.tile([0, 0, 40, 30], (n, 1)) + np.arange(n)[:, None] for n in (3, 0, 7, 1)]
+    paths = photographs["path"].tolist()[:4]
+    every = {}
+    for workers in (0, 2):
+        execution = ExecutionParams(device="cpu", workers=workers)
+        every[workers] = list(score_crops_shared(network, paths, boxes, 64, execution, "all"))
+        rest = list(score_crops_shared(network, paths, boxes, 64, execution, "rest", 2))
+        for one, other in zip(rest, every[workers][2:], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert [each.shape for each in every[0]] == [(3, 1, 3), (0, 1, 3), (7, 1, 3), (1, 1, 3)]
+    for one, other in zip(every[0], every[2], strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one.sum(2), 1, atol=1e-5)
+
+
+def test_a_shared_crop_is_taken_from_the_size_at_which_it_is_seen_exactly(
+    photographs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 x 60 photographs are seen 64 and 192 wide: the whole in the one, a third in the other."""
+    seen: list[tuple[int, int]] = []
+
+    def record(network: CamNetwork, image: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        seen.extend((image.shape[2], round(box[2].item())) for box in boxes)
+        return torch.zeros(len(boxes), network.heads, network.classes)
+
+    monkeypatch.setattr("opam.scoring.pooled_probabilities", record)
+    network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()
+    boxes = [np.array([[0, 0, 80, 60], [0, 0, 20, 20]])]
+    execution = ExecutionParams(device="cpu", workers=0)
+    list(score_crops_shared(network, photographs["path"].tolist()[:1], boxes, 64, execution, "x"))
+    assert seen == [(64, 64), (192, 48)]

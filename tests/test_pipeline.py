@@ -91,6 +91,7 @@ EXPECTED: dict[str, list[str]] = {
         for name in ("engine", "mode", "max_side", "min_side", "max_boxes")
     },
     **{f"filternet.{name}": FROM_FILTERNET for name in TRAINING},
+    "scoring": FROM_FILTERNET[1:],
     "filter.threshold": ["filter_patches", *FROM_CLASSNET],
     **{f"classnet.{name}": FROM_CLASSNET for name in [*TRAINING, "patches_per_image"]},
     **{f"saliency.{name}": FROM_CLASSNET[1:] for name in ("input_size", "map_size")},
@@ -132,6 +133,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def other(value: Any) -> Any:
     """A value that differs; the stand-ins do not check ranges."""
+    if value in ("exact", "shared"):
+        return "shared" if value == "exact" else "exact"
     if value in SYSTEMS:
         return "finetune" if value != "finetune" else "bcnn"
     if isinstance(value, bool):

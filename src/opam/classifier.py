@@ -154,10 +154,9 @@ class Classifier:
         photographs = [as_array(image) for image in images]
         workers = Parallel(n_jobs=max(1, self.execution.workers), prefer="threads")
         proposals = workers(delayed(propose)(each, self.steps["proposals"]) for each in photographs)
-        pillow = [Image.fromarray(each) for each in photographs]
-        sizes = np.array([[image.width, image.height] for image in pillow])
-        cams = self._cams(pillow)
-        common = self._common_maps(pillow)
+        sizes = np.array([image.shape[1::-1] for image in photographs])
+        cams = self._cams(photographs)
+        common = self._common_maps(photographs)
 
         boxes, parts, fallbacks = [], [], []
         for size, cam, shared, candidates in zip(sizes, cams, common, proposals, strict=True):
@@ -170,14 +169,14 @@ class Classifier:
             boxes.append(np.array(box, dtype=np.int32))
             parts.append(chosen)
             fallbacks.append((fallback, selection.fallback))
-        clusters = self._clusters(pillow, parts)
+        clusters = self._clusters(photographs, parts)
 
         whole = [np.array([[0, 0, *size]]) for size in sizes]
         first = [np.zeros(1, dtype=np.int64)] * len(images)
         scores = {
-            "original": self._scores("original", pillow, whole, first),
-            "object": self._scores("object", pillow, [box[None] for box in boxes], first),
-            "part": self._scores("part", pillow, parts, clusters),
+            "original": self._scores("original", photographs, whole, first),
+            "object": self._scores("object", photographs, [box[None] for box in boxes], first),
+            "part": self._scores("part", photographs, parts, clusters),
         }
         scores["fused"] = fuse(
             np.stack([scores[branch] for branch in BRANCHES]), self.fusion_weights
@@ -197,15 +196,14 @@ class Classifier:
         ]
 
     @torch.inference_mode()
-    def _cams(self, images: list[Image.Image]) -> list[np.ndarray]:
+    def _cams(self, images: list[np.ndarray]) -> list[np.ndarray]:
         network, params = self.networks["original"], self.steps["saliency"]
         boxes, mirrored = ten_crops()
         weights = network.head.weight.float().cpu().numpy()
         found = []
         for image in images:
-            crops = self._cut(
-                image, boxes * [*image.size, *image.size], params.input_size, mirrored
-            )
+            shown = boxes * np.tile(image.shape[1::-1], 2)
+            crops = cut(image, shown, params.input_size, mirrored).to(self.device)
             with autocast(self.device):
                 features = network.backbone(crops).float()
                 logits = network.head(features.mean((2, 3))).float()
@@ -216,24 +214,25 @@ class Classifier:
         return found
 
     @torch.inference_mode()
-    def _common_maps(self, images: list[Image.Image]) -> list[np.ndarray | None]:
+    def _common_maps(self, images: list[np.ndarray]) -> list[np.ndarray | None]:
         if self.backbone is None:
             return [None] * len(images)
         params = self.steps["colocalization"]
         found: list[np.ndarray | None] = []
         for image in images:
-            boxes = np.repeat(WHOLE, 2, axis=0) * [*image.size, *image.size]
-            crops = self._cut(image, boxes, params.input_size, [False, True])
+            boxes = np.repeat(WHOLE, 2, axis=0) * np.tile(image.shape[1::-1], 2)
+            crops = cut(image, boxes, params.input_size, [False, True]).to(self.device)
             with autocast(self.device):
                 views = self.backbone.feature_maps(crops, params.layer).float().cpu().numpy()
             found.append(object_map(views, self.mean, self.component))
         return found
 
     @torch.inference_mode()
-    def _clusters(self, images: list[Image.Image], parts: list[np.ndarray]) -> list[np.ndarray]:
+    def _clusters(self, images: list[np.ndarray], parts: list[np.ndarray]) -> list[np.ndarray]:
         found = []
         for image, boxes in zip(images, parts, strict=True):
-            crops = self._cut(image, boxes, self.settings["original"]["input_size"])
+            size = self.settings["original"]["input_size"]
+            crops = cut(image, boxes, size).to(self.device)
             with autocast(self.device):
                 responses = self.networks["original"].neuron_responses(crops, self.response)
             found.append(assign_parts(responses.float().cpu().numpy(), self.clusters))
@@ -243,7 +242,7 @@ class Classifier:
     def _scores(
         self,
         branch: str,
-        images: list[Image.Image],
+        images: list[np.ndarray],
         boxes: list[np.ndarray],
         heads: list[np.ndarray],
     ) -> np.ndarray:
@@ -251,26 +250,15 @@ class Classifier:
         settings = self.settings[branch]
         size, fraction = settings["input_size"], settings["input_size"] / settings["resize"]
         crops = [
-            self._cut(image, centre_boxes(each, fraction), size)
+            cut(image, centre_boxes(each, fraction), size)
             for image, each in zip(images, boxes, strict=True)
         ]
         with autocast(self.device):
-            logits = self.networks[branch](torch.cat(crops)).float()
+            logits = self.networks[branch](torch.cat(crops).to(self.device)).float()
         probabilities = logits.softmax(2).cpu().numpy()
         own = probabilities[np.arange(len(probabilities)), np.concatenate(heads)]
         ends = np.cumsum([len(each) for each in boxes])[:-1]
         return np.stack([each.mean(0) for each in np.split(own, ends)])
-
-    def _cut(
-        self,
-        image: Image.Image,
-        boxes: np.ndarray,
-        size: int,
-        mirrored: Sequence[bool] | None = None,
-    ) -> torch.Tensor:
-        views = mirrored if mirrored is not None else [False] * len(boxes)
-        crops = [cut(image, box, size, mirror) for box, mirror in zip(boxes, views, strict=True)]
-        return torch.from_numpy(np.stack(crops)).to(self.device)
 
 
 def as_array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:

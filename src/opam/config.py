@@ -22,6 +22,7 @@ SECTIONS = (
     "backbone",
     "proposals",
     "filternet",
+    "scoring",
     "filter",
     "classnet",
     "saliency",

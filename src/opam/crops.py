@@ -1,17 +1,17 @@
-"""Crops cut from decoded photographs: one resampling from the original pixels to the network's.
+"""Crops cut from decoded photographs, from the original pixels to the network's in one go.
 
 A crop is a box of the photograph seen the way the paper sees a whole image: scaled to
 ``resize`` x ``resize`` pixels, of which ``input_size`` x ``input_size`` are shown, at random
 in training and in the centre in test. Both steps are one here: the shown part of the box is
-computed first and resampled once, so that nothing is blurred twice.
+computed first, so that nothing is blurred twice.
 """
 
 from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from opam.artifacts import BOX
@@ -36,18 +36,36 @@ def shown_box(box: Sequence[float], fraction: float, across: float, down: float)
     return left, top, left + width, top + height
 
 
-def cut(image: Image.Image, box: Sequence[float], size: int, mirror: bool = False) -> np.ndarray:
-    """Cut a box and resample it (bilinear, antialiased) to ``size`` x ``size``.
+def cut(
+    image: np.ndarray, boxes: np.ndarray, size: int, mirrored: Sequence[bool] | None = None
+) -> torch.Tensor:
+    """Cut boxes, rounded to whole pixels, and resample each to ``size`` x ``size``.
+
+    Bilinear where a side grows, the mean over the pixels' areas where it shrinks.
+
+    Args:
+        image: uint8 H x W x 3.
+        boxes: float N x 4, in pixels; what lies outside the image is left away.
+        size: side of a crop in pixels.
+        mirrored: which crops are mirrored; None: none.
 
     Returns:
-        uint8 3 x size x size.
+        uint8 N x 3 x size x size, channels last in memory.
     """
-    x0, y0, x1, y1 = box
-    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, image.width), min(y1, image.height))
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=inside))
-    if mirror:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    height, width = image.shape[:2]
+    crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
+    ends = np.floor(np.asarray(boxes, dtype=np.float64) + 0.5).astype(np.int64)
+    for crop, (x0, y0, x1, y1) in zip(crops, ends.tolist(), strict=True):
+        left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+        part = image[top : max(min(y1, height), top + 1), left : max(min(x1, width), left + 1)]
+        columns, rows = min(size, part.shape[1]), min(size, part.shape[0])
+        if part.shape[:2] != (rows, columns):
+            part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+        cv2.resize(part, (size, size), dst=crop, interpolation=cv2.INTER_LINEAR)
+    if mirrored is not None:
+        chosen = np.asarray(mirrored, dtype=bool)
+        crops[chosen] = crops[chosen, :, ::-1]
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 class TrainingCrops(Dataset[tuple[torch.Tensor, int, int]]):
@@ -87,10 +105,9 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, int, int]]):
             generator = np.random.default_rng([*self.seed_and_epoch, row])
             across, down = generator.random(2)
             mirror = bool(generator.random() < 0.5)
-        image = Image.fromarray(read_image(self.paths[row]))
         box = shown_box(self.boxes[row], self.fraction, across, down)
-        pixels = torch.from_numpy(cut(image, box, self.input_size, mirror))
-        return pixels, int(self.labels[row]), int(self.heads[row])
+        crops = cut(read_image(self.paths[row]), np.array([box]), self.input_size, [mirror])
+        return crops[0], int(self.labels[row]), int(self.heads[row])
 
 
 class PhotographCrops(Dataset[torch.Tensor]):
@@ -123,16 +140,11 @@ class PhotographCrops(Dataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, item: int) -> torch.Tensor:
-        image = Image.fromarray(read_image(self.paths[item]))
+        image = read_image(self.paths[item])
         boxes = np.asarray(self.boxes[item], dtype=np.float64)
         if self.unit:
-            boxes = boxes * [image.width, image.height, image.width, image.height]
-        mirrored = self.mirrored if self.mirrored is not None else [False] * len(boxes)
-        crops = [
-            cut(image, box, self.size, mirror) for box, mirror in zip(boxes, mirrored, strict=True)
-        ]
-        shape = (len(crops), 3, self.size, self.size)
-        return torch.from_numpy(np.array(crops, dtype=np.uint8).reshape(shape))
+            boxes = boxes * np.tile(image.shape[1::-1], 2)
+        return cut(image, boxes, self.size, self.mirrored)
 
 
 def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
@@ -142,5 +154,12 @@ def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
 
 def load_photographs(dataset: PhotographCrops, workers: int) -> Iterator[torch.Tensor]:
     """Yield the items of ``dataset`` in order, cut by ``workers`` processes ahead of time."""
-    loader: DataLoader[torch.Tensor] = DataLoader(dataset, batch_size=None, num_workers=workers)
+    loader: DataLoader[torch.Tensor] = DataLoader(
+        dataset, batch_size=None, num_workers=workers, worker_init_fn=one_thread
+    )
     yield from loader
+
+
+def one_thread(_worker: int) -> None:
+    """Keep a loader's process to one thread: the processes share the cores already."""
+    cv2.setNumThreads(1)

@@ -1,16 +1,39 @@
-"""Scores of crops: softmax probabilities by a trained network, in batches over photographs."""
+"""Scores of crops: softmax probabilities by a trained network, in batches over photographs.
+
+Exact scoring shows the network every crop by itself. Shared scoring shows it the photograph,
+at two sizes, and pools each crop's part of the feature maps (ROI align; He et al., ICCV 2017):
+its cost hardly depends on the number of crops. What a network answers depends on how large it
+sees things; so each crop is taken from the size at which it is nearer to what exact scoring
+shows.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.ops import roi_align
 
-from opam.crops import PhotographCrops, centre_boxes, load_photographs
+from opam.crops import PhotographCrops, centre_boxes, load_photographs, one_thread
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
+from opam.images import read_image
 from opam.models.cam_network import CamNetwork
 from opam.progress import progress
+
+Scoring = Literal["exact", "shared"]
+"""How patches are scored: each by itself, or from feature maps that they share."""
+SHARED_SIDES = (1.0, 3.0)
+"""Longer side of the photograph in shared scoring, over the side of an exactly scored crop."""
+STRIDE = 32
+"""Pixels a cell of the last feature maps of most backbones; others divide it."""
+POOLED = 4
+"""Bins along each side of a crop in its part of the feature maps."""
+SAMPLES = 2
+"""Sampled points along each side of a bin."""
 
 
 def score_crops(
@@ -75,6 +98,107 @@ def score_crops(
                     flush=True,
                 )
         yield scores
+
+
+def score_crops_shared(
+    network: CamNetwork,
+    paths: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    size: int,
+    execution: ExecutionParams,
+    description: str,
+    first: int = 0,
+) -> Iterator[np.ndarray]:
+    """Score all crops of each photograph in order from feature maps that they share.
+
+    Args:
+        network: in evaluation mode.
+        paths: one photograph an item.
+        boxes: int N_i x 4 an item, in pixels; N_i may be 0.
+        size: side of a crop as exact scoring shows it to the network.
+        execution: device, threads, workers.
+        description: shown with the progress.
+        first: photograph to begin with.
+
+    Yields:
+        Of each photograph, float32 N_i x heads x C.
+    """
+    device = prepare_device(execution)
+    network.to(device)
+    photographs = WholePhotographs(paths[first:], [round(size * each) for each in SHARED_SIDES])
+    loader: DataLoader[Any] = DataLoader(
+        photographs, batch_size=None, num_workers=execution.workers, worker_init_fn=one_thread
+    )
+    for item, (views, sides) in enumerate(
+        progress(loader, len(photographs), description), start=first
+    ):
+        crops = torch.from_numpy(np.asarray(boxes[item], dtype=np.float32)).view(-1, 4)
+        scores = torch.zeros(len(crops), network.heads, network.classes)
+        scales = [
+            torch.tensor(view.shape[:0:-1] * 2) / torch.tensor([*sides, *sides]) for view in views
+        ]
+        scaled = torch.stack([crops * scale for scale in scales])
+        seen = (scaled[..., 2:] - scaled[..., :2]).clamp(min=1).prod(2).sqrt()
+        nearest = (seen / size).log().abs().argmin(0)
+        for level, view in enumerate(views):
+            chosen = nearest == level
+            if chosen.any():
+                scores[chosen] = pooled_probabilities(
+                    network, view.to(device), scaled[level][chosen].to(device)
+                )
+        yield scores.numpy()
+
+
+def pooled_probabilities(
+    network: CamNetwork, image: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
+    """Softmax of boxes whose features are pooled from one image's maps.
+
+    Args:
+        network: in evaluation mode.
+        image: uint8 3 x H x W, sides that the network's stride divides.
+        boxes: float N x 4, in pixels of it.
+
+    Returns:
+        float32 N x heads x C, on the CPU.
+    """
+    with torch.inference_mode(), autocast(image.device):
+        maps = network.backbone(image[None]).float()
+        bins = roi_align(
+            maps, [boxes], POOLED, maps.shape[3] / image.shape[2], SAMPLES, aligned=True
+        )
+        logits = network.head(bins.mean((2, 3))).float()
+    return logits.view(-1, network.heads, network.classes).softmax(2).cpu()
+
+
+class WholePhotographs(Dataset[tuple[list[torch.Tensor], tuple[int, int]]]):
+    """Photographs at several sizes: item i is a list of uint8 3 x H x W, and its width and height.
+
+    Args:
+        paths: one photograph an item.
+        sides: of the longer side, pixels; both are rounded to whole `STRIDE`.
+    """
+
+    def __init__(self, paths: Sequence[str], sides: Sequence[int]) -> None:
+        self.paths = paths
+        self.sides = sides
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        image = read_image(self.paths[item])
+        height, width = image.shape[:2]
+        views = []
+        for side in self.sides:
+            columns, rows = (
+                max(1, round(each * side / max(width, height) / STRIDE)) * STRIDE
+                for each in (width, height)
+            )
+            way = cv2.INTER_AREA if columns < width else cv2.INTER_LINEAR
+            pixels = cv2.resize(image, (columns, rows), interpolation=way)
+            views.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        return views, (width, height)
 
 
 def predict(

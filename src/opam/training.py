@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from opam.artifacts import BOX, atomic, write_json
 from opam.config import Params
-from opam.crops import TrainingCrops
+from opam.crops import TrainingCrops, one_thread
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
 from opam.progress import progress
@@ -200,7 +200,7 @@ def train(
     with the same bytes.
 
     Args:
-        name: shown, and names checkpoint and curves.
+        name: of the parameters that ``params`` are; names checkpoint and curves, too.
         network: trained in place; its ``parameter_groups()`` are "backbone" and "head".
         epoch_samples: sample table of an epoch, 0-based.
         val_samples: sample table for choosing the epoch.
@@ -274,13 +274,16 @@ def train(
                         f"{name}.batch_size: {params.batch_size} crops of {params.input_size} "
                         "pixels do not fit the GPU's memory; lower it"
                     ) from None
+                if not math.isfinite(loss.item()):
+                    raise OpamError(
+                        f"{name}.rate: {params.rate} made the loss infinite in epoch {epoch + 1}; "
+                        f"lower it, or {name}.head_rate_factor"
+                    )
                 optimizer.step()
                 optimizer.zero_grad()
                 iteration += 1
                 total += loss.item() * len(labels)
                 correct += right.sum().item()
-            if not math.isfinite(total):
-                raise OpamError(f"{name}.rate: {params.rate} made the loss infinite; lower it")
             val_loss, val_accuracy = evaluate(
                 network, val_samples, params, execution, device, objective.validation
             )
@@ -362,7 +365,11 @@ def _batches(
     crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     loader: DataLoader[Any] = DataLoader(
-        crops, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+        crops,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=one_thread,
     )
     for batch in loader:
         yield tuple(part.to(device, non_blocking=True) for part in batch)

@@ -24,6 +24,7 @@ from opam.parts import PartParams
 from opam.preparation import PrepareParams
 from opam.proposals import ProposalParams
 from opam.saliency import SaliencyParams
+from opam.scoring import Scoring
 from opam.training import PatchTrainingParams, TrainingParams
 
 TYPES: dict[str, Any] = {
@@ -34,6 +35,7 @@ TYPES: dict[str, Any] = {
     "backbone": BackboneParams,
     "proposals": ProposalParams,
     "filternet": TrainingParams,
+    "scoring": Scoring,
     "filter": FilterParams,
     "classnet": PatchTrainingParams,
     "saliency": SaliencyParams,

@@ -23,7 +23,11 @@ ANY = "NAME"
 
 OPTIONAL = "section or null"
 
-SCALARS = {"seed": "of order, augmentation, new layers, clustering and folds"}
+SCALARS = {
+    "seed": "of order, augmentation, new layers, clustering and folds",
+    "scoring": "exact: FilterNet sees each patch by itself; shared: it sees the photograph at two "
+    "sizes, and patches share its feature maps, a fraction of the cost (see docs/performance.md)",
+}
 """Sections that are one value, which has no `Params` type to describe it."""
 
 
