@@ -3,7 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # See src/opam/__init__.py; here for the stages that load torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help repro repro-all results pull test bench lint deps preset figures
+.PHONY: help repro repro-all results pull test bench ablation lint deps preset figures
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,9 @@ bench: .venv/.installed ## measure memory and the team's cache; half an hour
 lint: .venv/.installed ## format and fix what can be fixed
 	ruff format .
 	ruff check --fix .
+
+ablation: .venv/.installed ## what each step is worth, over three seeds; hours
+	python benchmarks/ablation.py
 
 deps: .venv/.installed ## write code dependencies and params into dvc.yaml
 	python -m opam.stage_deps

@@ -201,3 +201,15 @@ def test_bounds_lose_no_maximum_among_many(seed: int, n: int) -> None:
     found = select_parts(saliency, object_box, boxes, n, 0.0, 0.0)
     assert found.indices == subsets[first]
     assert found.score == pytest.approx(scores[first], abs=1e-6)
+
+
+def test_without_the_parts_constraint_the_most_salient_candidates_are_taken() -> None:
+    saliency = np.zeros((40, 40))
+    saliency[5:15, 5:15], saliency[25:35, 25:35] = 1.0, 0.5
+    boxes = np.array([[4, 4, 16, 16], [5, 5, 15, 15], [24, 24, 36, 36], [0, 0, 4, 4]])
+    together = select_parts(saliency, (0, 0, 40, 40), boxes, 2, 0.0, 0.7)
+    alone = select_parts(saliency, (0, 0, 40, 40), boxes, 2, 0.0, 0.7, spatial=False)
+    assert together.indices == (0, 2)
+    assert alone.indices == (0, 1)
+    assert alone.fallback == "none"
+    assert alone.score == score_parts(saliency, (0, 0, 40, 40), boxes[:2].tolist())

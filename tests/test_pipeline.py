@@ -101,7 +101,7 @@ EXPECTED: dict[str, list[str]] = {
     "objects.threshold": FROM_OBJECTS,
     **{
         f"parts.{name}": FROM_PARTS
-        for name in ("n_parts", "min_iou", "max_iou", "min_inside", "max_candidates")
+        for name in ("n_parts", "min_iou", "max_iou", "min_inside", "max_candidates", "spatial")
     },
     "alignment.clusters": FROM_ALIGNMENT,
     "alignment.convolution": FROM_ALIGNMENT,

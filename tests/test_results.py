@@ -10,7 +10,7 @@ from small_project import ROOT
 
 from opam.artifacts import write_csv
 from opam.errors import OpamError
-from opam.report.results import comparison_text, preset_of, results_text
+from opam.report.results import comparison_text, preset_of, results_text, steps_text
 
 COMPARISON = pd.DataFrame(
     [
@@ -65,3 +65,13 @@ def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| bcnn | 25.0% |" in text
     assert "| original+object+part | 50.0% | 40.0% to 60.0% |" in text
     assert "2 classes (photographs: 2 train, 0 val, 4 test)" in text
+
+
+def test_changes_are_compared_between_runs_of_the_same_seed() -> None:
+    fused = {("as it is", 0): 0.90, ("as it is", 1): 0.80, ("bare", 0): 0.88, ("bare", 1): 0.76}
+    rows = [{"variant": v, "seed": s, "object": 0.5, "fused": f} for (v, s), f in fused.items()]
+    # differences -2 and -4 points: mean -3, standard error 1, t of one degree of freedom 12.706
+    assert steps_text(rows).splitlines()[2:] == [
+        "| as it is | 50.0% | 85.0% |  |",
+        "| bare | 50.0% | 82.0% | -3.0 ± 12.7 |",
+    ]

@@ -53,6 +53,11 @@ class PartParams(Params):
         0.7, ge=0, le=1, description="least share of a part that lies inside the object box"
     )
     max_candidates: int = Field(200, ge=4, description="at most so many candidates a photograph")
+    spatial: bool = Field(
+        True,
+        description="parts are chosen together, by Delta_part; false: each by its saliency alone, "
+        "to see what that is worth",
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def select_parts(
     min_inside: float = 0.7,
     max_candidates: int | None = None,
     max_iou: float = 1.0,
+    spatial: bool = True,
 ) -> Selection:
     """The n parts of greatest Delta, exactly; among equals those of lowest rank.
 
@@ -121,6 +127,7 @@ def select_parts(
         min_inside: at least this share of every part's pixels lies inside the object box.
         max_candidates: where more qualify, so many of them, evenly over the ranks; None: all.
         max_iou: every part's IoU with the object box is at most this.
+        spatial: False takes, of those that qualify, the boxes of greatest mean saliency instead.
 
     Returns:
         The selection; never fewer than ``n_parts`` indices (see `Selection` for fallbacks).
@@ -132,16 +139,29 @@ def select_parts(
         qualified = qualifying(measure, boxes, least, min_inside, max_candidates, max_iou)
         if len(qualified) < n_parts:
             continue
+        if not spatial:
+            return _most_salient(saliency, object_box, boxes, qualified, n_parts, fallback)
         score, chosen = _best_subset(measure, boxes[qualified], n_parts)
         if np.isfinite(score):
             return Selection(tuple(int(qualified[i]) for i in chosen), score, fallback)
     real = np.flatnonzero(measure(boxes)[0] > 0)
     if len(real) >= n_parts:
-        salient = mean_saliency(saliency, boxes[real])
-        top = np.sort(real[np.argsort(-salient, kind="stable")[:n_parts]])
-        score = score_parts(saliency, object_box, boxes[top].tolist())
-        return Selection(tuple(int(i) for i in top), score, "saliency")
+        return _most_salient(saliency, object_box, boxes, real, n_parts, "saliency")
     return Selection((-1,) * n_parts, -np.inf, "object_box")
+
+
+def _most_salient(
+    saliency: np.ndarray,
+    object_box: Sequence[int] | np.ndarray,
+    boxes: np.ndarray,
+    among: np.ndarray,
+    n_parts: int,
+    fallback: str,
+) -> Selection:
+    salient = mean_saliency(saliency, boxes[among])
+    top = np.sort(among[np.argsort(-salient, kind="stable")[:n_parts]])
+    score = score_parts(saliency, object_box, boxes[top].tolist())
+    return Selection(tuple(int(i) for i in top), score, fallback)
 
 
 def qualifying(
@@ -184,6 +204,7 @@ def choose_parts(
         params.min_inside,
         params.max_candidates,
         params.max_iou,
+        params.spatial,
     )
     chosen = [object_box if index < 0 else candidates[index] for index in selection.indices]
     return np.array(chosen, dtype=np.int32), selection

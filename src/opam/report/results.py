@@ -3,14 +3,17 @@
 Run: ``make results``.
 """
 
+import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
+from scipy.stats import t
 
 from opam.artifacts import atomic, read_json, read_table
 from opam.config import read_params
@@ -21,6 +24,7 @@ from opam.report.page.gallery import commit
 DATA = Path("data")
 PRESETS = Path("presets")
 RESULTS = Path("docs/results.md")
+ABLATION = Path("benchmarks/ablation.json")
 COLUMNS: dict[str, tuple[str, str]] = {
     "system": ("system", "{}"),
     "accuracy": ("accuracy", "{:.1%}"),
@@ -80,6 +84,35 @@ def parts_text(locations: pd.DataFrame) -> str:
     wide = locations.pivot(index="location", columns="cluster", values="share")
     rows = [[str(name), *(f"{share:.0%}" for share in row)] for name, row in wide.iterrows()]
     return markdown_table(["location", *(f"cluster {each}" for each in wide.columns)], rows)
+
+
+def steps_text(rows: list[dict[str, Any]]) -> str:
+    """What each change of a step does: mean over the seeds, and its distance to no change.
+
+    The distance is between runs of the same seed, with its 95% interval by Student's t.
+    """
+    table = pd.DataFrame(rows).set_index(["seed", "variant"])
+    fused = table["fused"].unstack()
+    kept = rows[0]["variant"]
+    shown = [name for name in ("original", "object", "part", "fused", "CorLoc") if name in table]
+    lines = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        runs = table.xs(name, level="variant")
+        apart = (fused[name] - fused[kept]).dropna()
+        lines.append(
+            [name, *(f"{runs[each].mean():.1%}" for each in shown), _distance(apart.to_numpy())]
+        )
+    return markdown_table(["changed", *shown, "fused, in points"], lines)
+
+
+def _distance(apart: np.ndarray) -> str:
+    if not apart.any():
+        return ""
+    text = f"{100 * apart.mean():+.1f}"
+    if len(apart) > 1:
+        half = t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+        text += f" ± {100 * half:.1f}"
+    return text
 
 
 def preset_of(params: dict[str, Any], presets: Path) -> str:
@@ -162,6 +195,17 @@ photographs (mean IoU {box["mean_iou"]:.2f}). No box was trained on.
 Share of test photographs in which a part of each cluster holds the named location:
 
 {parts_text(locations)}
+"""
+    if ABLATION.exists():
+        rows = json.loads(ABLATION.read_text())
+        text += f"""
+## What each step is worth
+
+One thing changed at a time (`make ablation`); means over {len({row["seed"] for row in rows})}
+seeds; in the last column how far fused is from the first row, between runs of the same seed, with
+its 95% interval.
+
+{steps_text(rows)}
 """
     return text
 

@@ -1,0 +1,106 @@
+"""What each step is worth: the pipeline again with one thing changed, over several seeds.
+
+Run: ``make ablation``, or ``python benchmarks/ablation.py 0 1 2`` with seeds of your own. Every
+variant is run by DVC in a copy of the project that shares its cache, so that it computes what it
+changes and nothing else, and an interrupted ablation goes on where it stood. `make results`
+writes the table.
+"""
+
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from project import ROOT, copy_project, environment
+
+from opam.artifacts import read_json, read_table
+
+ABLATION = Path(__file__).with_name("ablation.json")
+BRANCHES = ("original", "object", "part")
+
+
+def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is changed, by the name of the change."""
+    classnet = params["classnet"]
+    # As many steps as with patches, so that it is not the shorter training that is measured.
+    as_long = classnet["epochs"] * (1 + classnet["patches_per_image"])
+    free = {"parts.min_iou": 0.0, "parts.max_iou": 1.0, "parts.min_inside": 0.0}
+    changes: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "ClassNet on whole photographs alone": {
+            "filter.threshold": 1.0,
+            "classnet.epochs": as_long,
+        },
+        "ClassNet on unfiltered patches": {"filter.threshold": 0.0},
+        "object box by the CAM alone, as in the paper": {"objects.map": "cam"},
+        "no object box: the whole photograph": {"objects.threshold": 0.0},
+        "parts without the object's constraint": free,
+        "parts without their own constraint": {"parts.spatial": False},
+        "parts without any constraint": {**free, "parts.spatial": False},
+        "parts not aligned": {"alignment.clusters": 1},
+    }
+    for count in (1, 2, 3, 4):
+        if count != params["parts"]["n_parts"]:
+            number = {"parts.n_parts": count, "alignment.clusters": count}
+            changes[f"{count} part{'s' if count > 1 else ''}"] = number
+    return changes
+
+
+def changed(params: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[str, Any]:
+    """``params`` with another seed and other values of dotted names."""
+    other = copy.deepcopy(params)
+    other["seed"] = seed
+    for name, value in changes.items():
+        section, key = name.split(".")
+        other[section][key] = value
+    return other
+
+
+def figures(data: Path) -> dict[str, float]:
+    """The figures of a finished run: accuracy of branches, pairs and fusions, and CorLoc."""
+    metrics = read_json(data / "metrics.json")
+    table = pd.read_csv(data / "plots/ablation.csv")
+    found = dict(zip(table["branches"], table["accuracy"], strict=True))
+    found["fused"] = found.pop("+".join(BRANCHES))
+    tables = [read_table(data / "scores" / f"{branch}.parquet", "scores") for branch in BRANCHES]
+    test = [table[table["split"] == "test"] for table in tables]
+    mean = np.mean([np.stack(table["probabilities"].to_list()) for table in test], axis=0)
+    found["equal weights"] = float((mean.argmax(1) == test[0]["label"].to_numpy()).mean())
+    if "object_box" in metrics:
+        found["CorLoc"] = metrics["object_box"]["corloc"]
+    return found
+
+
+def main() -> None:
+    """Run all variants with all seeds; benchmarks/ablation.json holds what is done so far."""
+    seeds = [int(each) for each in sys.argv[1:]] or [0, 1, 2]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    cache = subprocess.run(
+        ["dvc", "cache", "dir"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = copy_project(Path(temporary) / "project", params)
+
+        def dvc(*arguments: str) -> None:
+            subprocess.run(["dvc", *arguments], cwd=folder, env=environment(folder), check=True)
+
+        dvc("cache", "dir", "--local", str((ROOT / cache).resolve()))
+        for seed in seeds:
+            for name, changes in variants(params).items():
+                print(f"seed {seed}: {name}", flush=True)
+                text = yaml.safe_dump(changed(params, changes, seed), sort_keys=False)
+                (folder / "params.yaml").write_text(text)
+                dvc("repro", "evaluate")
+                rows.append({"variant": name, "seed": seed, **figures(folder / "data")})
+                ABLATION.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
