@@ -20,9 +20,9 @@ import yaml
 from project import ROOT, copy_project, environment
 
 from opam.artifacts import read_json, read_table
+from opam.fusion import BRANCHES
 
 ABLATION = Path(__file__).with_name("ablation.json")
-BRANCHES = ("original", "object", "part")
 
 
 def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from opam.artifacts import (
     write_table,
 )
 from opam.config import read_params
-from opam.fusion import fuse
+from opam.fusion import BRANCHES, fuse
 from opam.metrics import (
     EvaluationParams,
     ablation_row,
@@ -31,7 +31,6 @@ from opam.metrics import (
 from opam.stage import run
 
 DATA = Path("data")
-BRANCHES = ("original", "object", "part")
 
 
 def combination_table(

@@ -9,12 +9,11 @@ import numpy as np
 
 from opam.artifacts import read_table, write_json
 from opam.config import read_params
-from opam.fusion import FusionParams, search_weights
+from opam.fusion import BRANCHES, FusionParams, search_weights
 from opam.stage import run
 
 SCORES = Path("data/scores")
 FUSION = Path("data/fusion.json")
-BRANCHES = ("original", "object", "part")
 
 
 def main() -> None:

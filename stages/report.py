@@ -22,6 +22,7 @@ from opam.artifacts import (
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import OpamError
+from opam.fusion import BRANCHES
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
@@ -30,7 +31,6 @@ from opam.stage import run
 
 DATA = Path("data")
 OUT = DATA / "report"
-BRANCHES = ("original", "object", "part")
 PAIRS, PAIR_PHOTOGRAPHS = 8, 2
 """Confused pairs that are shown, and photographs a side of each."""
 EXCITING = 12

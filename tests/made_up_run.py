@@ -12,8 +12,8 @@ from PIL import Image
 from small_project import ROOT, small_params
 
 from opam.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
+from opam.fusion import BRANCHES
 
-BRANCHES = ("original", "object", "part")
 PROPOSALS = 12
 
 

@@ -23,7 +23,7 @@ from opam.config import section_of
 from opam.crops import centre_boxes, cut
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
-from opam.fusion import fuse
+from opam.fusion import BRANCHES, fuse
 from opam.images import read_image, to_rgb
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network
@@ -32,7 +32,6 @@ from opam.parts import PartParams, choose_parts
 from opam.proposals import ProposalParams, propose
 from opam.saliency import SaliencyParams, merged_cam, ten_crops, to_image
 
-BRANCHES = ("original", "object", "part")
 NETWORKS = {"original": "classnet", "object": "objectnet", "part": "partnet"}
 STEPS: dict[str, Any] = {
     "proposals": ProposalParams,

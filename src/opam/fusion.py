@@ -10,6 +10,9 @@ from pydantic import Field
 from opam.config import Params
 from opam.errors import OpamError
 
+BRANCHES = ("original", "object", "part")
+"""What is fused: the probabilities by the whole photograph, by its object, by its parts."""
+
 
 class FusionParams(Params):
     """The search for the weights."""

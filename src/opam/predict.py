@@ -9,8 +9,9 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from opam.artifacts import BOX, atomic
-from opam.classifier import BRANCHES, Classification, Classifier
+from opam.classifier import Classification, Classifier
 from opam.errors import OpamError
+from opam.fusion import BRANCHES
 from opam.images import read_image
 from opam.progress import progress
 from opam.report.panels import COLOURS

@@ -19,6 +19,7 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.errors import OpamError
+from opam.fusion import BRANCHES
 from opam.images import read_image
 from opam.metrics import box_iou
 from opam.objects import ObjectParams, chosen_map
@@ -26,7 +27,7 @@ from opam.parts import Measure, PartParams, mean_saliency, qualifying
 from opam.report.panels import COLOURS, Panel, Sketch, bars, remark, sheet
 from opam.saliency import to_image
 
-BRANCHES = ("original", "object", "part", "fused")
+SHOWN = (*BRANCHES, "fused")
 BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
 
 PROPOSAL, PATCH, OBJECT, TRUE_BOX = "#40e0ff", "#ffe14d", "white", "#7ddc4c"
@@ -245,7 +246,7 @@ def probabilities(photograph: Photograph) -> Panel:
     if photograph.split == "train":
         text = "Training photographs are not scored: the networks have seen them"
         return Panel(title, remark(text), "")
-    tables = [photograph.row(f"scores/{branch}.parquet", "scores") for branch in BRANCHES[:-1]]
+    tables = [photograph.row(f"scores/{branch}.parquet", "scores") for branch in BRANCHES]
     tables.append(photograph.row("predictions.parquet"))
     scores = np.stack([row["probabilities"] for row in tables])
     best = np.argsort(-scores[-1], kind="stable")[:TOP]
@@ -254,7 +255,7 @@ def probabilities(photograph: Photograph) -> Panel:
         (f"{name}  (true)" if name == photograph.class_name else name, scores[:, label].tolist())
         for name, label in zip(names, best, strict=True)
     ]
-    caption = "bars of each class, from above: " + ", ".join(BRANCHES)
+    caption = "bars of each class, from above: " + ", ".join(SHOWN)
     if photograph.class_name not in names:
         caption += f"; the true class, {photograph.class_name}, is not among the first {len(names)}"
     return Panel(title, bars(rows, BRANCH_COLOURS), caption)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from opam.classifier import BRANCHES, Classification, Classifier
+from opam.classifier import Classification, Classifier
 from opam.errors import OpamError, cause
+from opam.fusion import BRANCHES
 from opam.images import decode_image
 from opam.report.panels import COLOURS
 
