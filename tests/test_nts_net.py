@@ -320,6 +320,16 @@ def test_parts_over_the_border_are_clipped_to_the_image() -> None:
     assert {tuple(box) for box in found} == expected
 
 
+def test_the_navigators_loss_has_its_weight_in_the_sum() -> None:
+    images, labels = photographs(2, 64, 64), torch.tensor([0, 1])
+    paper, light = system().eval(), system(NtsNetParams(ranking_weight=0.25)).eval()
+    of_paper, of_light = paper.losses(images, labels, 0.0)[0], light.losses(images, labels, 0.0)[0]
+    assert of_paper["ranking"] > 0
+    torch.testing.assert_close(of_light["ranking"], 0.25 * of_paper["ranking"])
+    difference = paper.loss(images, labels, 0.0)[0] - light.loss(images, labels, 0.0)[0]
+    torch.testing.assert_close(difference, 0.75 * of_paper["ranking"])
+
+
 @pytest.mark.parametrize(
     ("loss", "reached"),
     [

@@ -65,6 +65,13 @@ class NtsNetParams(Params):
     part_scale: float = Field(
         0.5, gt=0, le=1, description="side to which a part is scaled, over the photograph's side"
     )
+    ranking_weight: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="weight of the Navigator's loss, which grows without end where head rates are "
+        "far above the paper's 0.001",
+    )
     dropout: float = Field(
         0.5, ge=0, lt=1, description="share of pooled features dropped in training"
     )
@@ -272,7 +279,7 @@ class NavigatorTeacherScrutinizer(nn.Module):
     def loss(
         self, images: torch.Tensor, labels: torch.Tensor, label_smoothing: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of the four losses (section 3.5; its weights are 1 as published).
+        """The sum of the four losses (section 3.5).
 
         Args:
             images: uint8 B x 3 x H x W.
@@ -306,7 +313,8 @@ class NavigatorTeacherScrutinizer(nn.Module):
             "image": F.cross_entropy(image_logits, labels, label_smoothing=label_smoothing),
             "parts": F.cross_entropy(part_logits, part_labels, label_smoothing=label_smoothing),
             "scrutinizer": F.cross_entropy(logits, labels, label_smoothing=label_smoothing),
-            "ranking": ranking_loss(informativeness, doubts.view_as(informativeness)),
+            "ranking": self.params.ranking_weight
+            * ranking_loss(informativeness, doubts.view_as(informativeness)),
         }
         return losses, logits
 
