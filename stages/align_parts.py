@@ -11,7 +11,7 @@ import torch
 from opam.alignment import AlignmentParams, assign_parts, cluster_neurons, group_activations
 from opam.artifacts import BOX, read_table, write_json, write_table
 from opam.config import read_params
-from opam.crops import PhotographCrops, load_photographs
+from opam.crops import PhotographCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.cam_network import read_network
 from opam.progress import progress
@@ -43,7 +43,7 @@ def main() -> None:
         [paths[image_id] for image_id in boxes], list(boxes.values()), settings["input_size"]
     )
     assigned, excited = [], []
-    crops_of = load_photographs(dataset, execution.workers)
+    crops_of = load_ahead(dataset, execution.workers)
     for crops in progress(crops_of, len(dataset), "alignment"):
         with torch.inference_mode(), autocast(device):
             responses = network.neuron_responses(crops.to(device), module)

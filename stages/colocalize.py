@@ -13,7 +13,7 @@ import torch
 from opam.artifacts import read_table, write_json, write_table_in_pieces
 from opam.colocalization import ColocalizationParams, object_map, principal_component
 from opam.config import read_params
-from opam.crops import PhotographCrops, load_photographs
+from opam.crops import PhotographCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.progress import progress
@@ -40,7 +40,7 @@ def feature_maps(
     backbone.to(device)
     boxes = [np.repeat(WHOLE, len(mirrored), axis=0)] * len(paths)
     dataset = PhotographCrops(paths, boxes, params.input_size, mirrored, unit=True)
-    for crops in progress(load_photographs(dataset, execution.workers), len(dataset), description):
+    for crops in progress(load_ahead(dataset, execution.workers), len(dataset), description):
         with torch.inference_mode(), autocast(device):
             maps = backbone.feature_maps(crops.to(device), params.layer)
         yield maps.float().cpu().numpy()

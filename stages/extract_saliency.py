@@ -11,7 +11,7 @@ import torch
 
 from opam.artifacts import read_table, write_table_in_pieces
 from opam.config import read_params
-from opam.crops import PhotographCrops, load_photographs
+from opam.crops import PhotographCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.cam_network import CamNetwork, read_network
 from opam.progress import progress
@@ -35,7 +35,7 @@ def saliency_rows(
     boxes, mirrored = ten_crops()
     paths = manifest["path"].tolist()
     dataset = PhotographCrops(paths, [boxes] * len(paths), params.input_size, mirrored, unit=True)
-    photographs = progress(load_photographs(dataset, execution.workers), len(dataset), "saliency")
+    photographs = progress(load_ahead(dataset, execution.workers), len(dataset), "saliency")
     for image_id, crops in zip(manifest["image_id"], photographs, strict=True):
         with torch.inference_mode(), autocast(device):
             features = network.backbone(crops.to(device)).float()

@@ -9,7 +9,7 @@ from opam.crops import (
     TrainingCrops,
     centre_boxes,
     cut,
-    load_photographs,
+    load_ahead,
     shown_box,
 )
 from opam.device import ExecutionParams
@@ -80,7 +80,7 @@ def test_crops_of_a_photograph_come_in_order(photographs: pd.DataFrame, workers:
     boxes = [np.array([[0, 0, 40, 30], [10, 10, 30, 30]])] * 12
     boxes[5] = np.zeros((0, 4))
     dataset = PhotographCrops(photographs["path"].tolist(), boxes, 16)
-    items = list(load_photographs(dataset, workers))
+    items = list(load_ahead(dataset, workers))
     assert [len(item) for item in items] == [2] * 5 + [0] + [2] * 6
     assert torch.equal(items[7], dataset[7])
 

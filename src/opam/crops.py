@@ -6,18 +6,22 @@ in training and in the centre in test. Both steps are one here: the shown part o
 computed first, so that nothing is blurred twice.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from opam.artifacts import BOX
 from opam.images import read_image
 
 FloatBox = tuple[float, float, float, float]
+Item = TypeVar("Item")
+Made = TypeVar("Made", covariant=True)
 
 
 def shown_box(box: Sequence[float], fraction: float, across: float, down: float) -> FloatBox:
@@ -68,11 +72,19 @@ def cut(
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-class TrainingCrops(Dataset[tuple[torch.Tensor, int, int]]):
+class Items(Protocol[Made]):
+    """What has a length, and items by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Made: ...
+
+
+class TrainingCrops:
     """Crops of a sample table, each at random place and mirror, or centred.
 
-    Every random choice comes from (seed, epoch, row), so that the number of loader workers
-    changes nothing.
+    Every random choice comes from (seed, epoch, row), so that the number of workers changes
+    nothing.
 
     Args:
         samples: columns ``path, x0, y0, x1, y1, label, head`` (see `opam.training`).
@@ -110,7 +122,7 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, int, int]]):
         return crops[0], int(self.labels[row]), int(self.heads[row])
 
 
-class PhotographCrops(Dataset[torch.Tensor]):
+class PhotographCrops:
     """All crops of one photograph, decoded once: item i is uint8 N_i x 3 x size x size.
 
     Args:
@@ -152,14 +164,24 @@ def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
     return np.array([shown_box(box, fraction, 0.5, 0.5) for box in boxes]).reshape(-1, 4)
 
 
-def load_photographs(dataset: PhotographCrops, workers: int) -> Iterator[torch.Tensor]:
-    """Yield the items of ``dataset`` in order, cut by ``workers`` processes ahead of time."""
-    loader: DataLoader[torch.Tensor] = DataLoader(
-        dataset, batch_size=None, num_workers=workers, worker_init_fn=one_thread
-    )
-    yield from loader
+def load_ahead(items: Items[Item], workers: int) -> Iterator[Item]:
+    """Yield all items in order, made by ``workers`` threads ahead of time; by none where 0.
 
-
-def one_thread(_worker: int) -> None:
-    """Keep a loader's process to one thread: the processes share the cores already."""
-    cv2.setNumThreads(1)
+    Threads, not processes: decoding and resizing run outside Python's lock, and what they give
+    need not be copied from one process to another.
+    """
+    cv2.setNumThreads(1)  # the threads share the cores already
+    if workers == 0:
+        yield from (items[number] for number in range(len(items)))
+        return
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[Item]] = deque()
+    try:
+        for number in range(len(items)):
+            waiting.append(pool.submit(items.__getitem__, number))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

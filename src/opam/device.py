@@ -30,7 +30,8 @@ class ExecutionParams(Params):
         2,
         ge=0,
         le=256,
-        description="processes that decode photographs; results do not depend on it",
+        description="threads (proposals: processes) that decode photographs; results do not "
+        "depend on it",
     )
     batch_size: int = Field(64, ge=1, le=4096, description="images a batch in scoring")
     shard_size: int = Field(

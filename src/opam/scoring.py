@@ -9,15 +9,15 @@ shows.
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.functional import conv2d
 from torchvision.ops import roi_align
 
-from opam.crops import PhotographCrops, centre_boxes, load_photographs, one_thread
+from opam.crops import PhotographCrops, centre_boxes, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
 from opam.images import read_image
@@ -72,7 +72,7 @@ def score_crops(
     shown = [centre_boxes(each, fraction) for each in boxes[first:]]
     if shown:
         shown[0] = shown[0][first_crop - before[first] :]
-    crops = load_photographs(PhotographCrops(paths[first:], shown, size), execution.workers)
+    crops = load_ahead(PhotographCrops(paths[first:], shown, size), execution.workers)
     crops = progress(crops, len(shown), description)
     limit = execution.batch_size
     for batch in _batches(crops, execution.batch_size):
@@ -126,11 +126,9 @@ def score_crops_shared(
     device = prepare_device(execution)
     network.to(device)
     photographs = WholePhotographs(paths[first:], [round(size * each) for each in SHARED_SIDES])
-    loader: DataLoader[Any] = DataLoader(
-        photographs, batch_size=None, num_workers=execution.workers, worker_init_fn=one_thread
-    )
+    loaded = load_ahead(photographs, execution.workers)
     for item, (views, sides) in enumerate(
-        progress(loader, len(photographs), description), start=first
+        progress(loaded, len(photographs), description), start=first
     ):
         crops = torch.from_numpy(np.asarray(boxes[item], dtype=np.float32)).view(-1, 4)
         scores = torch.zeros(len(crops), network.heads, network.classes)
@@ -164,14 +162,16 @@ def pooled_probabilities(
     """
     with torch.inference_mode(), autocast(image.device):
         maps = network.backbone(image[None]).float()
+        # The head is linear, and so is pooling: after it there are fewer maps to pool.
+        scored = conv2d(maps, network.head.weight[:, :, None, None], network.head.bias)
         bins = roi_align(
-            maps, [boxes], POOLED, maps.shape[3] / image.shape[2], SAMPLES, aligned=True
+            scored.float(), [boxes], POOLED, maps.shape[3] / image.shape[2], SAMPLES, aligned=True
         )
-        logits = network.head(bins.mean((2, 3))).float()
-    return logits.view(-1, network.heads, network.classes).softmax(2).cpu()
+    logits = bins.mean((2, 3)).view(-1, network.heads, network.classes)
+    return logits.softmax(2).cpu()
 
 
-class WholePhotographs(Dataset[tuple[list[torch.Tensor], tuple[int, int]]]):
+class WholePhotographs:
     """Photographs at several sizes: item i is a list of uint8 3 x H x W, and its width and height.
 
     Args:
@@ -224,7 +224,7 @@ def predict(
     """
     device = prepare_device(execution)
     network.to(device)
-    crops = load_photographs(PhotographCrops(paths, boxes, size), execution.workers)
+    crops = load_ahead(PhotographCrops(paths, boxes, size), execution.workers)
     crops = progress(crops, len(paths), description)
     for batch in _batches(crops, execution.batch_size):
         with torch.inference_mode(), autocast(device):

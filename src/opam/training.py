@@ -21,11 +21,10 @@ import pandas as pd
 import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from opam.artifacts import BOX, atomic, write_json
 from opam.config import Params
-from opam.crops import TrainingCrops, one_thread
+from opam.crops import TrainingCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
 from opam.progress import progress
@@ -364,15 +363,34 @@ def hits(logits: torch.Tensor, labels: torch.Tensor, heads: torch.Tensor) -> tor
 def _batches(
     crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    loader: DataLoader[Any] = DataLoader(
-        crops,
-        batch_size=batch_size,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=one_thread,
-    )
-    for batch in loader:
-        yield tuple(part.to(device, non_blocking=True) for part in batch)
+    for batch in load_ahead(_Batches(crops, batch_size, device.type == "cuda"), workers):
+        images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
+        yield images, labels, heads
+
+
+class _Batches:
+    """Crops in batches, in order: uint8 B x 3 x S x S, channels last; int64 labels; int64 heads."""
+
+    def __init__(self, crops: TrainingCrops, size: int, pinned: bool) -> None:
+        self.crops = crops
+        self.size = size
+        self.pinned = pinned
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.crops) / self.size)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
+        rows = range(number * self.size, min((number + 1) * self.size, len(self.crops)))
+        side = self.crops.input_size
+        # Filled by NumPy: torch would start threads of its own beside those of the network.
+        pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+        labels, heads = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+        for place, row in enumerate(rows):
+            crop, labels[place], heads[place] = self.crops[row]
+            pixels[place] = crop.permute(1, 2, 0).numpy()
+        batch = (torch.from_numpy(each) for each in (pixels, labels, heads))
+        images, *targets = (each.pin_memory() if self.pinned else each for each in batch)
+        return images.permute(0, 3, 1, 2), *targets
 
 
 def _key(
