@@ -38,8 +38,10 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 def bootstrap_interval(values: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean of one value an image."""
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=samples)
-    means = counts @ np.asarray(values, dtype=np.float64) / len(values)
+    count, shares = len(values), np.full(len(values), 1 / len(values))
+    # One resampling after the other: all at once they take samples x images of memory.
+    sums = [rng.multinomial(count, shares) @ values for _ in range(samples)]
+    means = np.array(sums, dtype=np.float64) / count
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
