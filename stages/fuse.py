@@ -25,7 +25,7 @@ def main() -> None:
     scores = np.stack([np.stack(table["probabilities"].to_list()) for table in val])
     labels = val[0]["label"].to_numpy()
 
-    fusion = search_weights(scores, labels, params.folds, params.step, seed)
+    fusion = search_weights(scores, labels, params.folds, params.step, seed, params.criterion)
     folds = [
         {"fold": fold, "weights": dict(zip(BRANCHES, weights, strict=True)), "accuracy": accuracy}
         for fold, (weights, accuracy) in enumerate(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opam.errors import OpamError
-from opam.fusion import FusionParams, fold_of, fuse, search_weights, weight_grid
+from opam.fusion import Criterion, FusionParams, fold_of, fuse, search_weights, weight_grid
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,9 +19,9 @@ def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.
 
 
 def literal_best(
-    scores: np.ndarray, labels: np.ndarray, images: list[int], parts: int
+    scores: np.ndarray, labels: np.ndarray, images: list[int], parts: int, criterion: Criterion
 ) -> tuple[float, ...]:
-    """The best weights by loops: accuracy, then likelihood, then nearness to equal."""
+    """The best weights by loops: accuracy and likelihood, the criterion first, then nearness."""
     ranked = []
     for first, second in product(range(parts + 1), repeat=2):
         if first + second > parts:
@@ -35,7 +35,8 @@ def literal_best(
             right += int(np.argmax(fused) == labels[image])
             loss -= np.log(max(float(fused[labels[image]]), 1e-12))
         distance = sum((w - 1 / 3) ** 2 for w in weights)
-        ranked.append((-right, loss / len(images), distance, weights))
+        keys = [-right, loss / len(images)]
+        ranked.append((*(keys if criterion == "accuracy" else keys[::-1]), distance, weights))
     return min(ranked)[-1]
 
 
@@ -62,19 +63,25 @@ def test_the_grid_holds_all_weights_that_sum_to_one(step: float, points: int) ->
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(6, 20), st.integers(2, 5), st.integers(2, 4), st.integers(0, 10_000))
+@given(
+    st.integers(6, 20),
+    st.integers(2, 5),
+    st.integers(2, 4),
+    st.integers(0, 10_000),
+    st.sampled_from(["accuracy", "likelihood"]),
+)
 def test_the_search_is_that_of_literal_loops(
-    images: int, classes: int, folds: int, seed: int
+    images: int, classes: int, folds: int, seed: int, criterion: Criterion
 ) -> None:
     scores, labels = random_scores(images, classes, seed)
-    found = search_weights(scores, labels, folds, 0.25, seed)
+    found = search_weights(scores, labels, folds, 0.25, seed, criterion)
     fold = fold_of(labels, folds, seed)
     everything = list(range(images))
-    assert found.weights == pytest.approx(literal_best(scores, labels, everything, 4))
+    assert found.weights == pytest.approx(literal_best(scores, labels, everything, 4, criterion))
     right = 0
     for held_out in range(folds):
         rest = [image for image in everything if fold[image] != held_out]
-        weights = literal_best(scores, labels, rest, 4)
+        weights = literal_best(scores, labels, rest, 4, criterion)
         assert found.fold_weights[held_out] == pytest.approx(weights)
         own = [image for image in everything if fold[image] == held_out]
         hits = [
@@ -134,3 +141,15 @@ def test_fewer_images_than_folds_are_refused() -> None:
 def test_parameters_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FusionParams(**wrong)
+
+
+def test_by_likelihood_one_lucky_photograph_does_not_decide() -> None:
+    """The first branch is right once more; the second says the truth with far more conviction."""
+    labels = np.zeros(20, dtype=int)
+    scores = np.empty((3, 20, 2))
+    scores[0], scores[1], scores[2] = [0.51, 0.49], [0.9, 0.1], [0.5, 0.5]
+    scores[1, 0] = [0.2, 0.8]
+    by_accuracy = search_weights(scores, labels, 4, 0.5, 0)
+    by_likelihood = search_weights(scores, labels, 4, 0.5, 0, "likelihood")
+    assert by_accuracy.weights == (1, 0, 0)
+    assert by_likelihood.weights[1] > 0
