@@ -1,17 +1,20 @@
-"""Peak memory of every stage at 1,000 and at 4,000 photographs."""
+"""Peak memory of every stage, and time a photograph of the map stages, at three sizes."""
 
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
 from PIL import Image
 from project import ROOT, copy_project, environment
 
-SIZES = (1000, 4000)
+SIZES = (250, 1000, 4000)
+MAPS = ("propose_patches", "score_patches", "extract_saliency", "select_parts")
+"""Stages that do the same for each photograph."""
 DRAWN = 10
 """Different photographs a class; the data set repeats them."""
 
@@ -62,8 +65,9 @@ sys.exit(done.returncode)
 """
 
 
-def peak(folder: Path, *script: str) -> float:
-    """Peak MB of a stage's largest process."""
+def peak(folder: Path, *script: str) -> tuple[float, float]:
+    """Peak MB of a stage's largest process, and the seconds it took."""
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", START, *script],
         cwd=folder,
@@ -74,13 +78,13 @@ def peak(folder: Path, *script: str) -> float:
     )
     if done.returncode:
         sys.exit(f"{script}:\n{done.stderr}")
-    return int(done.stdout) / 1024
+    return int(done.stdout) / 1024, time.monotonic() - started
 
 
 def measure() -> list[dict[str, object]]:
-    """A row per stage: MB at both sizes, and their ratio."""
+    """A row per stage: MB at the sizes; a row per map stage: time of one more photograph."""
     stages = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-    found: dict[str, list[float]] = {stage: [] for stage in stages}
+    found: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
     with tempfile.TemporaryDirectory() as outside:
         for size in SIZES:
             photographs = Path(outside) / f"photographs{size}"
@@ -91,13 +95,26 @@ def measure() -> list[dict[str, object]]:
             for stage in stages:
                 entry = ["finetune"] if stage == "train_baseline" else []
                 found[stage].append(peak(folder, f"stages/{stage}.py", *entry))
-    rows = []
-    for stage, (small, large) in found.items():
+    rows: list[dict[str, object]] = []
+    for stage, measured in found.items():
+        megabytes = [each[0] for each in measured]
         rows.append(
             {
-                "what": f"{stage}, peak memory",
-                "value": f"{small:.0f} MB at {SIZES[0]}, {large:.0f} MB at {SIZES[1]} photographs",
-                "ratio": round(large / small, 2),
+                "what": f"{stage}, peak memory at {', '.join(map(str, SIZES))} photographs",
+                "value": ", ".join(f"{each:.0f} MB" for each in megabytes),
+                "ratio": round(megabytes[-1] / megabytes[-2], 2),
+            }
+        )
+    few, some, many = SIZES
+    for stage in MAPS:
+        seconds = [each[1] for each in found[stage]]
+        early = (seconds[1] - seconds[0]) / (some - few)
+        late = (seconds[2] - seconds[1]) / (many - some)
+        rows.append(
+            {
+                "what": f"{stage}, one more photograph, from {some} to {many} and {few} to {some}",
+                "value": f"{1000 * late:.1f} ms; {1000 * early:.1f} ms",
+                "ratio": round(late / early, 2),
             }
         )
     return rows
