@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from small_project import STAGES, Undisturbed, call, digests, dvc, environment, project, start
 
 pytestmark = pytest.mark.slow
@@ -101,6 +102,23 @@ def test_files_that_dvc_left_half_written_are_mended(tmp_path: Path, in_git: boo
     assert lock.read_text() == whole
 
 
+@pytest.mark.parametrize("left", ["nothing", "a temporary file"])
+def test_a_run_cache_that_dvc_left_half_written_is_mended(tmp_path: Path, left: str) -> None:
+    """DVC makes the folder, writes beside the entry, and moves it to its name."""
+    folder = project(tmp_path / "mend")
+    dvc(folder, "repro", "fetch_data")
+    (entry,) = (path for path in (folder / ".dvc/cache/runs").rglob("*") if path.is_file())
+    if left == "nothing":
+        entry.unlink()
+    else:
+        entry.rename(entry.with_name(f".{entry.name[:8]}.tmp")).write_text("cmd: [")
+    (folder / "dvc.lock").unlink()
+    told = mend(folder)
+    assert f"{entry.parent.name}: half-written" in told
+    assert "Running stage 'fetch_data'" in dvc(folder, "repro", "fetch_data")
+    assert mend(folder) == ""
+
+
 @pytest.fixture
 def finished(undisturbed: Undisturbed, tmp_path: Path) -> Path:
     """A copy of the finished run, to be spoiled."""
@@ -182,6 +200,9 @@ def test_a_second_repro_is_refused_while_one_runs(tmp_path: Path) -> None:
 
 def test_a_stage_is_refused_while_it_still_runs(finished: Path) -> None:
     """As when `dvc repro` was killed, but not the stage that it had started."""
+    params = yaml.safe_load((finished / "params.yaml").read_text())
+    params["filternet"]["epochs"] = 1000
+    (finished / "params.yaml").write_text(yaml.safe_dump(params))
     script = [sys.executable, "stages/train_filternet.py"]
     first = start(finished, *script)
     lock = finished / ".resume/train_filternet.lock"
@@ -193,6 +214,8 @@ def test_a_stage_is_refused_while_it_still_runs(finished: Path) -> None:
     assert second.stderr.startswith("error: stage train_filternet is running in this folder")
     assert str(first.pid) in second.stderr
     kill_all(first)
+    params["filternet"]["epochs"] = 1
+    (finished / "params.yaml").write_text(yaml.safe_dump(params))
     assert call(finished, *script).returncode == 0
 
 

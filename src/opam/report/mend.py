@@ -1,18 +1,23 @@
-"""Clear what a killed `dvc repro` can leave half-written: dvc.lock, or DVC's list of its locks.
+"""Clear what a killed `dvc repro` leaves half-written: dvc.lock, its locks, its run cache.
 
-DVC writes both in place, and refuses to start with half a file. Nothing is lost: what a stage
-gave is in DVC's run cache, and is put back from there.
+DVC writes dvc.lock and the list of its locks in place, and refuses to start with half a file; a folder of the run cache
+that has no entry yet stops it, too. Nothing is lost: what a stage gave is in DVC's run cache, and
+is put back from there; a stage whose entry was not written yet runs again.
 
 Run: ``python -m opam.report.mend`` (`make repro` does, before it starts).
 """
 
 import json
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from dvc.exceptions import NotDvcRepoError
+from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 from opam.artifacts import atomic
@@ -48,6 +53,23 @@ def committed() -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def without_entry(runs: Path) -> list[Path]:
+    """Folders of the run cache in which no entry was written to its end."""
+    return [
+        folder
+        for folder in sorted(runs.glob("??/*"))
+        if not any(re.fullmatch(r"[0-9a-f]{64}", entry.name) for entry in folder.iterdir())
+    ]
+
+
+def run_cache() -> Path | None:
+    """Where DVC keeps which code and parameters gave which artifacts; None outside DVC."""
+    try:
+        return Path(Repo().cache.legacy.path) / "runs"
+    except NotDvcRepoError:
+        return None
+
+
 def main() -> None:
     """Put back or remove what is half-written, and say so."""
     if not is_whole(LOCK, lambda text: COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text))):
@@ -62,6 +84,12 @@ def main() -> None:
     if not is_whole(RUNNING, json.loads):
         RUNNING.unlink()
         print(f"{RUNNING}: half-written by a run that was killed; removed")
+    runs = run_cache()
+    if runs is not None and without_entry(runs):
+        time.sleep(SECONDS)  # another clone that shares the cache may be writing one
+        for folder in without_entry(runs):
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"{folder}: half-written by a run that was killed; removed")
 
 
 if __name__ == "__main__":
