@@ -1,8 +1,8 @@
 """Clear what a killed `dvc repro` leaves half-written: dvc.lock, its locks, its run cache.
 
-DVC writes dvc.lock and the list of its locks in place, and refuses to start with half a file; a folder of the run cache
-that has no entry yet stops it, too. Nothing is lost: what a stage gave is in DVC's run cache, and
-is put back from there; a stage whose entry was not written yet runs again.
+DVC writes dvc.lock and the list of its locks in place, and refuses to start with half a file; a
+folder of the run cache that has no entry yet stops it, too. Nothing is lost: what a stage gave is
+in DVC's run cache, and is put back from there; a stage whose entry was not written yet runs again.
 
 Run: ``python -m opam.report.mend`` (`make repro` does, before it starts).
 """
