@@ -273,7 +273,8 @@ def train(
                         f"{name}.batch_size: {params.batch_size} crops of {params.input_size} "
                         "pixels do not fit the GPU's memory; lower it"
                     ) from None
-                if not math.isfinite(loss.item()):
+                value = loss.item()
+                if not math.isfinite(value):
                     raise OpamError(
                         f"{name}.rate: {params.rate} made the loss infinite in epoch {epoch + 1}; "
                         f"lower it, or {name}.head_rate_factor"
@@ -281,7 +282,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
                 iteration += 1
-                total += loss.item() * len(labels)
+                total += value * len(labels)
                 correct += right.sum().item()
             val_loss, val_accuracy = evaluate(
                 network, val_samples, params, execution, device, objective.validation

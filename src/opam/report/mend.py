@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from dvc.exceptions import NotDvcRepoError
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
@@ -63,10 +63,10 @@ def without_entry(runs: Path) -> list[Path]:
 
 
 def run_cache() -> Path | None:
-    """Where DVC keeps which code and parameters gave which artifacts; None outside DVC."""
+    """Where DVC keeps which code and parameters gave which artifacts; None where it cannot say."""
     try:
         return Path(Repo().cache.legacy.path) / "runs"
-    except NotDvcRepoError:
+    except DvcException:  # a broken setting, say: `dvc repro` tells it better
         return None
 
 

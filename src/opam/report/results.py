@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from scipy.stats import t
 
 from opam.artifacts import atomic, read_json, read_table
-from opam.config import read_params
+from opam.config import params_path, read_params, read_yaml
 from opam.device import ExecutionParams, prepare_device
 from opam.errors import OpamError, run
 from opam.report.page.gallery import commit
@@ -123,7 +122,7 @@ def preset_of(params: dict[str, Any], presets: Path) -> str:
         return {**content, "dataset": dataset, "execution": None}
 
     for path in sorted(presets.glob("*.yaml")):
-        if compared(yaml.safe_load(path.read_text())) == compared(params):
+        if compared(read_yaml(path)) == compared(params):
             return f"preset `{path.stem}`"
     return "params of its own"
 
@@ -143,7 +142,7 @@ def results_text() -> str:
     Raises:
         OpamError: an artifact of the run is missing.
     """
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = read_yaml(params_path())
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     metrics = read_json(DATA / "metrics.json")
     fusion = read_json(DATA / "fusion.json")
