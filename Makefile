@@ -19,7 +19,7 @@ help: ## list the targets
 repro: .venv/.installed ## run the whole pipeline, or go on with it, and print the results
 	python -m opam.report.check_params
 	python -m opam.report.mend
-	dvc repro export_bundle
+	dvc repro export_bundle draw_examples
 	python -m opam.report.summary
 	@echo 'The other systems beside OPAM, and a report to look through: make repro-all'
 
@@ -51,8 +51,9 @@ lint: .venv/.installed ## format and fix what can be fixed
 ablation: .venv/.installed ## what each step is worth, over three seeds; hours
 	python benchmarks/ablation.py
 
-deps: .venv/.installed ## write code dependencies and params into dvc.yaml
+deps: .venv/.installed ## write code dependencies and params into dvc.yaml, draw the stages
 	python -m opam.stage_deps
+	dvc dag --md --collapse-foreach-matrix > docs/stages.md
 
 preset: .venv/.installed ## NAME=cub-small-cpu: put presets/NAME.yaml in place of params.yaml
 	python -m opam.report.check_params presets/$(NAME).yaml

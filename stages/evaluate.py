@@ -67,7 +67,8 @@ def main() -> None:
     seed = read_params("seed", int)
     params = read_params("evaluation", EvaluationParams)
     classes = read_json(DATA / "classes.json")
-    weights = read_json(DATA / "fusion.json")["weights"]
+    fusion = read_json(DATA / "fusion.json")
+    weights = fusion["weights"]
     tables = {b: read_table(DATA / "scores" / f"{b}.parquet", "scores") for b in BRANCHES}
     manifest = read_table(DATA / "manifest.parquet", "manifest").set_index("image_id")
     objects = read_table(DATA / "objects.parquet", "objects").set_index("image_id")
@@ -90,17 +91,14 @@ def main() -> None:
     scores = {branch: values[test] for branch, values in all_scores.items()}
     ablation = combination_table(scores, weights, labels, params, seed)
     write_csv(DATA / "plots/ablation.csv", ablation)
-    correct = {name: (predictions[name] == images["label"])[test] for name in ("original", "fused")}
+    right = predictions[[*BRANCHES, "fused"]].eq(images["label"], axis=0)
     metrics = {
         "images": int(test.sum()),
-        "accuracy": {
-            "original": ablation["accuracy"].iloc[0],
-            "object": ablation["accuracy"].iloc[1],
-            "part": ablation["accuracy"].iloc[2],
-            "fused": ablation["accuracy"].iloc[-1],
-        },
+        "accuracy": right[test].mean().to_dict(),
+        # To choose parameters by; fused is of folds that its weights were not chosen on.
+        "val_accuracy": {**right[~test].mean().to_dict(), "fused": fusion["accuracy"]},
         "fused": ablation.drop(columns=["branches", "accuracy"]).iloc[-1].to_dict(),
-        "mcnemar_p": mcnemar_p(correct["fused"].to_numpy(), correct["original"].to_numpy()),
+        "mcnemar_p": mcnemar_p(right["fused"][test].to_numpy(), right["original"][test].to_numpy()),
     }
     boxed = manifest.loc[images["image_id"][test]].dropna(subset=GT_BOX)
     if len(boxed):

@@ -1,12 +1,150 @@
-"""The documentation names what there is."""
+"""The documentation: every command in it runs, and it names what there is."""
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from PIL import Image
+from small_project import ROOT, small_params
 
-ROOT = Path(__file__).parents[1]
-NAMED = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs/reliability.md").read_text())
+README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+NAMED = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", PAGES["reliability.md"])
+COLOURS = {"blue": (60, 80, 200), "green": (60, 170, 80), "red": (200, 70, 60)}
+
+RUN = """
+make repro-all
+make repro
+export OMP_WAIT_POLICY=PASSIVE
+python -m opam.report.check_params
+python -m opam.report.mend
+dvc repro export_bundle draw_examples
+python -m opam.report.summary
+python stages/prepare.py
+python stages/report.py
+make results
+make figures
+make deps
+opam show train/heath_warbler/0040.jpg --out docs/method.jpg
+.venv/bin/opam show test/elm_warbler/0001.jpg
+.venv/bin/opam doctor
+.venv/bin/opam params
+opam params parts
+opam export-onnx
+dvc remote add --default team s3://BUCKET/opam
+dvc remote modify --local team access_key_id KEY
+dvc remote modify --local team secret_access_key SECRET
+dvc remote modify team endpointurl URL
+dvc remote remove team
+dvc remote add --default team ssh://USER@HOST/srv/opam
+dvc remote remove team
+dvc remote add --default team /mnt/share/opam
+dvc remote modify team shared group
+dvc push --run-cache
+git add .dvc/config dvc.lock params.yaml
+git commit -m "Share the artifacts"
+git push
+git tag --annotate opam@v1.0.0
+git push --tags
+dvc artifacts get REPOSITORY opam
+dvc exp run -S objects.threshold=0.2
+dvc exp show
+dvc metrics diff
+dvc plots show
+git clone REPOSITORY opam
+cd opam
+make pull
+dvc status
+dvc repro
+dvc repro --pull
+dvc push
+dvc cache dir /mnt/share/opam-cache
+dvc config cache.shared group
+dvc checkout
+make preset NAME=...
+""".strip().splitlines()
+"""In an order in which they can be run."""
+
+OWN = ["Your own photographs", "Label the next photographs"]
+"""Sections whose first commands are followed by a test of their own."""
+
+ELSEWHERE = {
+    "make test": "this is it",
+    "python3 -m venv .venv": "make",
+    ". .venv/bin/activate": "make",
+    "python -m pip install --quiet --require-hashes -r requirements.lock": "make",
+    "python -m pip install --quiet --no-deps --no-build-isolation --editable .": "make",
+    "ruff format --check . && ruff check . && mypy && pytest": "make",
+    "python -m pip install --editable '.[ssh]'": "an extra",
+    ".venv/bin/python -m pip install --editable '.[serve]'": "an extra",
+    ".venv/bin/opam serve": "test_serve.py",
+    "opam --install-completion": "test_cli.py",
+    "make ablation": "hours; test_ablation.py",
+    "make bench": "half an hour",
+    "python benchmarks/bench.py NAME": "minutes each",
+    "python benchmarks/bench.py team": "minutes",
+    "python benchmarks/bench.py memory": "minutes",
+}
+"""What no test of this file runs, and why, or where it is run."""
+
+
+def blocks(text: str) -> list[list[str]]:
+    """The lines of each block of shell commands."""
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+
+
+def commands(text: str) -> set[str]:
+    """Every line of a block, and every command in a sentence."""
+    found = {line for block in blocks(text) for line in block}
+    sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\n", " ")
+    for quoted in re.findall(r"`([^`]+)`", sentences):
+        if re.match(r"(\.venv/bin/)?(make|dvc|opam|python|git) [a-z.-]", quoted):
+            found.add(quoted)
+    return found
+
+
+def first_block(heading: str) -> list[str]:
+    """The first block of commands below a heading of the README."""
+    return blocks(README.split(f"# {heading}\n", 1)[1])[0]
+
+
+def test_every_command_is_run_or_said_why_not() -> None:
+    written = {each for text in PAGES.values() for each in commands(text)}
+    followed = {line for heading in OWN for line in first_block(heading)}
+    ours = {"dvc remote remove team", "git push --tags"}  # between the ways to set a remote up
+    assert ours <= set(RUN)
+    known = {*RUN, *ELSEWHERE}
+    unnamed = {"opam show"}  # without its argument
+    assert written - known - followed - unnamed == set(), (
+        "add them to RUN, or to ELSEWHERE with the reason"
+    )
+    assert known - ours - written == set(), "no page has them any more"
+
+
+def test_by_hand_is_what_make_does() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    by_hand = next(block for block in blocks(README) if block[0].startswith("python3 -m venv"))
+    for line in by_hand:
+        for command in line.removeprefix("python3 ").removeprefix("python ").split(" && "):
+            variable = command.removeprefix("export ").split("=")[0]
+            if command != ". .venv/bin/activate":
+                assert command in makefile or f"export {variable} ?=" in makefile
+
+
+def test_extras_are_there() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"'\.\[(\w+)\]'", " ".join(PAGES.values()))
+    assert set(named) <= set(extras["optional-dependencies"])
+    assert len(named) >= 2
 
 
 def test_promises_name_tests() -> None:
@@ -17,3 +155,126 @@ def test_promises_name_tests() -> None:
 def test_every_promise_is_held_by_a_test_that_exists(file: str, test: str) -> None:
     source = (ROOT / "tests" / file).read_text()
     assert f"def {test or 'test_'}" in source
+
+
+def test_links_lead_somewhere() -> None:
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if "://" not in target:
+                assert (folder / target).exists(), f"{name}: {target}"
+
+
+def draw(path: Path, colour: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """A disc of the class's colour, with a darker eye, on a grey and noisy ground."""
+    pixels = rng.integers(110, 150, (90, 120, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:90, :120]
+    x, y, radius = rng.integers(45, 75), rng.integers(35, 55), rng.integers(20, 30)
+    pixels[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] = colour
+    pixels[(columns - x - 8) ** 2 + (rows - y + 6) ** 2 < 20] = 20
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def use_environment(folder: Path) -> None:
+    """Give a clone the environment of this test, as newer than what it is installed from."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    for name in ("requirements.lock", "pyproject.toml"):
+        os.utime(folder / name, (0, 0))
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A fresh clone of the files as they are, beside the environment that runs this test."""
+    if not (Path(sys.prefix) / ".installed").exists():
+        pytest.skip("the environment is not what `make` installs")
+    folder = tmp_path / "clone"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, tracked.stdout.split("\0")):
+        if (ROOT / name).is_file():  # not what is deleted and not committed yet
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    for command in (
+        ["init", "-q", "--bare", str(tmp_path / "repository")],
+        ["init", "-q", "-b", "main"],
+        ["config", "user.name", "t"],
+        ["config", "user.email", "t@t"],
+        ["add", "-A"],
+        ["commit", "-qm", "start"],
+        ["remote", "add", "origin", str(tmp_path / "repository")],
+        ["push", "-q", "-u", "origin", "main"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    use_environment(folder)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    """Run it as a shell would with the environment active; what it prints."""
+    tools = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder / ".venv/bin"), os.environ["PATH"]]),
+        "PYTHONPATH": str(folder / "src"),
+        "GIT_EDITOR": "echo first >",
+    }
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=tools, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_every_command_runs(clone: Path, tmp_path: Path) -> None:
+    params = yaml.safe_dump(small_params(), sort_keys=False)
+    (clone / "params.yaml").write_text(params)
+    share = tmp_path / "share"
+    share.mkdir()
+    folder = clone
+    shown = {}
+    for line in RUN:
+        command = line.replace("/mnt/share", shlex.quote(str(share)))
+        command = command.replace("REPOSITORY", shlex.quote(str(tmp_path / "repository")))
+        command = command.replace("0040.jpg", "0000.jpg").replace("NAME=...", "NAME=imagefolder")
+        if command == "cd opam":
+            folder = folder / "opam"
+            use_environment(folder)
+        else:
+            shown[line] = run(command, folder)
+        if line == "make deps":
+            assert (clone / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
+            drawn = (clone / "docs/stages.md").read_text()
+            assert drawn == PAGES["stages.md"], "`make deps` draws docs/stages.md anew"
+    assert "Fusion weights" in shown["make repro"]
+    assert "object_maps.parquet" not in shown["make pull"]
+    assert "Running stage" not in shown["dvc repro"]
+    assert (clone / "docs/results.md").exists()
+    assert (clone / "data/report/index.html").exists()
+
+
+@pytest.mark.slow
+def test_from_class_folders_to_labelled_photographs(clone: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        for number in range(14):
+            draw(tmp_path / f"mine/{name}/{number}.png", colour, rng)
+        draw(clone / f"photographs/{name}.png", colour, rng)
+    shown = ""
+    for line in [line for heading in OWN for line in first_block(heading)]:
+        shown += run(line.replace("/where/the/photographs/are", str(tmp_path / "mine")), clone)
+    assert "Fusion weights" in shown
+    labelled = pd.read_csv(clone / "results.csv")
+    assert len(labelled) == len(COLOURS)
+    assert set(labelled["class"]) <= set(COLOURS)
+    assert len(list((clone / "drawn").iterdir())) == len(COLOURS)
+    shutil.copy(clone / "photographs/red.png", clone / "bird.jpg")
+    python = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert python
+    for script in python:
+        run(f"python -c {shlex.quote(script)}", clone)

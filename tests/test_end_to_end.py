@@ -120,7 +120,13 @@ def test_metrics_are_those_of_the_predictions(repro: Path) -> None:
     test = predictions[predictions["split"] == "test"]
     for name in ("original", "object", "part", "fused"):
         assert metrics["accuracy"][name] == pytest.approx((test[name] == test["label"]).mean())
-    weights = read_json(repro / "data/fusion.json")["weights"]
+    val = predictions[predictions["split"] == "val"]
+    assert metrics["val_accuracy"]["object"] == pytest.approx(
+        (val["object"] == val["label"]).mean()
+    )
+    fusion = read_json(repro / "data/fusion.json")
+    assert metrics["val_accuracy"]["fused"] == fusion["accuracy"]
+    weights = fusion["weights"]
     assert sum(weights.values()) == pytest.approx(1)
     ablation = pd.read_csv(repro / "data/plots/ablation.csv")
     assert len(ablation) == 7
@@ -157,12 +163,13 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     page = dvc(repro, "plots", "show", "-o", "page")
     assert "index.html" in page
     html = (repro / "page/index.html").read_text()
-    for title in ("Validation accuracy", "Training loss", "Ablation", "Confusion"):
+    for title in ("Validation accuracy", "Training loss", "Ablation", "Confusion", "right_1.jpg"):
         assert title in html
     ran = dvc(repro, "exp", "run", "-S", "fusion.step=0.25", "-n", "coarse")
     assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
         "fuse",
         "evaluate",
+        "draw_examples",
         "export_bundle",
         "compare",
         "report",

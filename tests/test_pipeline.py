@@ -37,12 +37,13 @@ FROM_CLASSNET = [
     "score_images",
     "fuse",
     "evaluate",
+    "draw_examples",
     "export_bundle",
     "compare",
     "report",
 ]
 FROM_OBJECTS = FROM_CLASSNET[2:]
-FROM_SCORES = ["score_images", "fuse", "evaluate", "export_bundle", "compare", "report"]
+FROM_SCORES = FROM_CLASSNET[-7:]
 FROM_PARTS = ["select_parts", "align_parts", "train_partnet", *FROM_SCORES]
 FROM_ALIGNMENT = FROM_PARTS[1:]
 FROM_PARTNET = FROM_PARTS[2:]
@@ -110,7 +111,7 @@ EXPECTED: dict[str, list[str]] = {
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
     "fusion.criterion": FROM_SCORES[1:],
-    "evaluation.bootstrap_samples": ["evaluate", "export_bundle", "compare", "report"],
+    "evaluation.bootstrap_samples": FROM_SCORES[2:],
 }
 
 EXPECTED |= {

@@ -102,9 +102,9 @@ def test_an_unknown_image_id_names_the_closest(manifest: pd.DataFrame, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def test_only_png_is_written(manifest: pd.DataFrame) -> None:
-    with pytest.raises(OpamError, match=r"a\.jpg: the drawing is a PNG"):
-        show(DATA, first(manifest, "test"), Path("a.jpg"))
+def test_only_png_and_jpeg_are_written(manifest: pd.DataFrame) -> None:
+    with pytest.raises(OpamError, match=r"a\.gif: the drawing is a PNG"):
+        show(DATA, first(manifest, "test"), Path("a.gif"))
 
 
 def test_a_step_that_has_not_run_is_told_in_its_place(

@@ -202,6 +202,7 @@ def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> No
         "score_images",
         "fuse",
         "evaluate",
+        "draw_examples",
         "export_bundle",
         "compare",
         "report",

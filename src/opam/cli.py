@@ -124,7 +124,8 @@ def export_onnx(
 def show(
     image_id: Annotated[str, typer.Argument(help="as in data/manifest.parquet")],
     out: Annotated[
-        Path | None, typer.Option(help="drawing to write, .png; else named after the photograph")
+        Path | None,
+        typer.Option(help="drawing to write, .png or .jpg; else named after the photograph"),
     ] = None,
 ) -> None:
     """Draw every step of one photograph of the run in this folder."""

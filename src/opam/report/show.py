@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -33,6 +33,8 @@ BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
 PROPOSAL, PATCH, OBJECT, TRUE_BOX = "#40e0ff", "#ffe14d", "white", "#7ddc4c"
 LABELLED = 6
 """Kept patches that are drawn with their confidence."""
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG"}
 
 TOP = 5
 """Classes whose probabilities are drawn."""
@@ -128,12 +130,12 @@ def proposals(photograph: Photograph) -> Panel:
     rows = photograph.rows("proposals.parquet")
     sketch = Sketch(photograph.image)
     sketch.boxes(rows[BOX].to_numpy(), PROPOSAL, opacity=0.6)
-    return Panel("1  Proposals", sketch.picture, f"{len(rows)} boxes of selective search")
+    return Panel("Proposals", sketch.picture, f"{len(rows)} boxes of selective search")
 
 
 def kept_patches(photograph: Photograph) -> Panel:
     """The patches that FilterNet lets through, the most confident labelled."""
-    title = "2  Kept patches"
+    title = "Kept patches"
     if photograph.split != "train":
         text = f"Only training photographs have kept patches; this one is of {photograph.split}"
         return Panel(title, remark(text), "")
@@ -156,7 +158,7 @@ def class_activation(photograph: Photograph) -> Panel:
     sketch = Sketch(photograph.image)
     sketch.heat(photograph.scaled(_cam(row)))
     caption = f"ClassNet's map of the class it predicts, {photograph.classes[row.predicted_label]}"
-    return Panel("3  Class activation map", sketch.picture, caption)
+    return Panel("Class activation map", sketch.picture, caption)
 
 
 def colocalization(photograph: Photograph) -> Panel:
@@ -165,7 +167,7 @@ def colocalization(photograph: Photograph) -> Panel:
     sketch = Sketch(photograph.image)
     sketch.heat(photograph.scaled(np.maximum(_common(row), 0)))
     caption = "what the photographs of the data set have in common; black: background"
-    return Panel("4  Co-localization map", sketch.picture, caption)
+    return Panel("Co-localization map", sketch.picture, caption)
 
 
 def object_box(photograph: Photograph) -> Panel:
@@ -187,7 +189,7 @@ def object_box(photograph: Photograph) -> Panel:
         iou = box_iou(box[None], photograph.true_box[None])[0]
         caption += f"; green: the true box, IoU {iou:.2f}"
     sketch.boxes([box], OBJECT, width=3)
-    return Panel("5  Object", sketch.picture, caption)
+    return Panel("Object", sketch.picture, caption)
 
 
 def chosen_parts(photograph: Photograph) -> Panel:
@@ -221,13 +223,14 @@ def chosen_parts(photograph: Photograph) -> Panel:
     )
     if fallback != "none":
         caption += f" (rule relaxed: {fallback})"
-    return Panel("6  Candidates and parts", sketch.picture, caption)
+    return Panel("Candidates and parts", sketch.picture, caption)
 
 
 def aligned_parts(photograph: Photograph) -> Panel:
-    """Which cluster of neurons each part excites."""
+    """The object, and which cluster of neurons each part excites."""
     rows = photograph.rows("aligned_parts.parquet")
     sketch = Sketch(photograph.image)
+    sketch.boxes([photograph.row("objects.parquet")[BOX].to_numpy(np.int64)], OBJECT, width=2)
     for boxed in (True, False):
         for _, row in rows.iterrows():
             colour = COLOURS[row["cluster"] % len(COLOURS)]
@@ -236,13 +239,13 @@ def aligned_parts(photograph: Photograph) -> Panel:
                 sketch.boxes([box], colour, width=3)
             else:
                 sketch.label(box, f"cluster {row['cluster']}", colour)
-    caption = "each part by the cluster of neurons that it excites most"
-    return Panel("7  Aligned parts", sketch.picture, caption)
+    caption = "white: the object; each part by the cluster of neurons that it excites most"
+    return Panel("Aligned parts", sketch.picture, caption)
 
 
 def probabilities(photograph: Photograph) -> Panel:
     """What each branch says, and all together."""
-    title = "8  Probabilities"
+    title = "Probabilities"
     if photograph.split == "train":
         text = "Training photographs are not scored: the networks have seen them"
         return Panel(title, remark(text), "")
@@ -289,30 +292,29 @@ def show(data: Path, image_id: str, out: Path | None = None) -> Path:
     Args:
         data: folder of the artifacts; the parameter file is the working directory's.
         image_id: as in the manifest.
-        out: a .png file; None: named after the photograph, in the working directory.
+        out: a .png or .jpg file; None: a .png named after the photograph, in the working directory.
 
     Returns:
         The file written.
 
     Raises:
-        OpamError: ``image_id`` is unknown (the message names the closest), ``out`` is no .png,
+        OpamError: ``image_id`` is unknown (the message names the closest), ``out`` is neither,
             or one of them cannot be read or written.
     """
     out = out or Path(image_id.replace("/", "_")).with_suffix(".png")
-    if out.suffix.lower() != ".png":
-        raise OpamError(f"{out}: the drawing is a PNG; end it in .png")
+    if out.suffix.lower() not in FORMATS:
+        raise OpamError(f"{out}: the drawing is a PNG or a JPEG; end it in .png or .jpg")
     photograph = open_photograph(data, image_id)
     height, width = photograph.image.shape[:2]
     caption = f"{photograph.class_name}, {photograph.split}, {width} x {height} pixels"
     panels = [Panel("Photograph", Sketch(photograph.image).picture, caption)]
-    for step in STEPS:
+    for number, step in enumerate(STEPS, start=1):
         try:
-            panels.append(step(photograph))
+            panel = step(photograph)
         except OpamError as error:
-            number = len(panels)
-            title = f"{number}  {step.__name__.replace('_', ' ').capitalize()}"
-            panels.append(Panel(title, remark(str(error)), ""))
+            panel = Panel(step.__name__.replace("_", " ").capitalize(), remark(str(error)), "")
+        panels.append(replace(panel, title=f"{number}  {panel.title}"))
     drawing = sheet(PurePosixPath(image_id).as_posix(), panels)
     with atomic(out) as temporary:
-        drawing.save(temporary, "PNG", optimize=True)
+        drawing.save(temporary, FORMATS[out.suffix.lower()], optimize=True)
     return out

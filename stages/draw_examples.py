@@ -1,0 +1,43 @@
+"""Draw some test photographs for ``dvc plots show``: object, parts and what each branch says.
+
+Run by itself: ``python stages/draw_examples.py``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from opam.artifacts import atomic, read_table
+from opam.config import read_params
+from opam.report.panels import sheet
+from opam.report.show import aligned_parts, colocalization, open_photograph, probabilities
+from opam.stage import run
+
+DATA = Path("data")
+EXAMPLES = Path("data/examples")
+EACH = 4
+"""Photographs that fused has right, and as many that it has wrong."""
+
+
+def main() -> None:
+    """Write data/examples/: right_1.jpg.. at random, wrong_1.jpg.. from the most confident on."""
+    rng = np.random.default_rng(read_params("seed", int))
+    predictions = read_table(DATA / "predictions.parquet", "predictions")
+    test = predictions[predictions["split"] == "test"]
+    right = test[test["fused"] == test["label"]]
+    wrong = test[test["fused"] != test["label"]].sort_values("confidence", ascending=False)
+    drawn = {
+        "right": right.iloc[np.sort(rng.permutation(len(right))[:EACH])],
+        "wrong": wrong.head(EACH),
+    }
+    EXAMPLES.mkdir(parents=True, exist_ok=True)
+    for kind, rows in drawn.items():
+        for number, image_id in enumerate(rows["image_id"], start=1):
+            photograph = open_photograph(DATA, image_id)
+            panels = [step(photograph) for step in (colocalization, aligned_parts, probabilities)]
+            with atomic(EXAMPLES / f"{kind}_{number}.jpg") as temporary:
+                sheet(f"{image_id}: {photograph.class_name}", panels).save(temporary, "JPEG")
+
+
+if __name__ == "__main__":
+    run(main)
