@@ -70,7 +70,7 @@ def main() -> None:
             yield pd.DataFrame([row])
 
     key = fingerprint(RAW, MANIFEST, backbone_params, params, execution.same_bits())
-    shards = in_shards("object_maps", key, "object_maps", execution.shard_size, rows_from)
+    shards = in_shards("object_maps", key, "object_maps", len(manifest), rows_from, execution)
     write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)
     write_json(COMPONENT, {"mean": mean.tolist(), "component": component.tolist()})
     finish("object_maps")

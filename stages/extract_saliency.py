@@ -64,7 +64,7 @@ def main() -> None:
         return saliency_rows(network, manifest[first:], params, execution)
 
     key = fingerprint(RAW, MANIFEST, CLASSNET, params, execution.same_bits())
-    shards = in_shards("saliency", key, "saliency", execution.shard_size, rows_from)
+    shards = in_shards("saliency", key, "saliency", len(manifest), rows_from, execution)
     write_table_in_pieces(SALIENCY, "saliency", shards)
     finish("saliency")
 

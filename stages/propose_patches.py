@@ -41,11 +41,13 @@ def main() -> None:
             delayed(propose_for)(image_id, path, params)
             for image_id, path in zip(rest["image_id"], rest["path"], strict=True)
         )
-        tables = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
+        tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)
         yield from progress(tables, len(rest), "selective search")
 
     key = fingerprint(RAW, MANIFEST, params)
-    shards = in_shards("proposals", key, "proposals", execution.shard_size, tables_from)
+    shards = in_shards(
+        "proposals", key, "proposals", len(manifest), tables_from, execution, networks=False
+    )
     write_table_in_pieces(PROPOSALS, "proposals", shards)
     finish("proposals")
 

@@ -3,6 +3,7 @@
 Run by itself: ``python stages/score_images.py``.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def score(
 
     name = f"scores_{network_path.stem}"
     key = fingerprint(inputs, network_path)
-    crops = pd.concat(in_shards(name, key, "crop_scores", execution.shard_size, rows_from))
+    batches = math.ceil(counts.sum() / execution.batch_size)
+    crops = pd.concat(in_shards(name, key, "crop_scores", batches, rows_from, execution))
     means = {
         image_id: np.stack(own.to_list()).mean(0)
         for image_id, own in crops.groupby("image_id", sort=False)["probabilities"]

@@ -3,6 +3,7 @@
 Run by itself: ``python stages/score_patches.py``.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -61,9 +62,12 @@ def main() -> None:
                 confidence=probabilities[:, 0, labels[item]],
             )
 
-    rows_from = shared_rows if scoring == "shared" else exact_rows
+    if scoring == "shared":
+        rows_from, pieces = shared_rows, len(training)
+    else:
+        rows_from, pieces = exact_rows, math.ceil(counts.sum() / execution.batch_size)
     key = fingerprint(RAW, MANIFEST, PROPOSALS, FILTERNET, scoring, execution.same_bits())
-    shards = in_shards("patch_scores", key, "patch_scores", execution.shard_size, rows_from)
+    shards = in_shards("patch_scores", key, "patch_scores", pieces, rows_from, execution)
     write_table_in_pieces(PATCH_SCORES, "patch_scores", shards)
     finish("patch_scores")
 

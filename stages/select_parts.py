@@ -3,6 +3,7 @@
 Run by itself: ``python stages/select_parts.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from opam.artifacts import (
     read_photographs,
     read_table,
     read_table_in_pieces,
-    write_table,
+    write_table_in_pieces,
 )
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.parts import PartParams, choose_parts
 from opam.progress import progress
+from opam.resume import fingerprint, finish, in_shards
 from opam.saliency import to_image
 from opam.stage import run
 
@@ -33,41 +35,49 @@ PARTS = Path("data/parts.parquet")
 
 def parts_of(
     row: Any, size: tuple[int, int], object_box: np.ndarray, boxes: np.ndarray, params: PartParams
-) -> list[tuple[Any, ...]]:
+) -> pd.DataFrame:
     """The part rows of one photograph."""
     saliency = to_image(row.cam.reshape(row.rows, row.columns), *size)
     chosen, selection = choose_parts(saliency, object_box, boxes, params)
-    return [
-        (row.image_id, part, *map(int, box), selection.score, selection.fallback)
-        for part, box in enumerate(chosen)
-    ]
+    return pd.DataFrame(np.asarray(chosen), columns=BOX).assign(
+        image_id=row.image_id,
+        part=range(len(chosen)),
+        score=selection.score,
+        fallback=selection.fallback,
+    )
 
 
 def main() -> None:
     """Write data/parts.parquet."""
     params = read_params("parts", PartParams)
-    workers = max(1, read_params("execution", ExecutionParams).workers)
+    execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest").set_index("image_id")
     sizes = {i: (int(h), int(w)) for i, h, w in manifest[["height", "width"]].itertuples()}
     objects = read_table(OBJECTS, "objects").set_index("image_id")
-    jobs = (
-        delayed(parts_of)(
-            row,
-            sizes[row.image_id],
-            objects.loc[row.image_id, BOX].to_numpy(np.int32),
-            proposals[BOX].to_numpy(np.int32),
-            params,
+
+    def tables_from(first: int) -> Iterator[pd.DataFrame]:
+        first_id = str(manifest.index[first])
+        jobs = (
+            delayed(parts_of)(
+                row,
+                sizes[row.image_id],
+                objects.loc[row.image_id, BOX].to_numpy(np.int32),
+                proposals[BOX].to_numpy(np.int32),
+                params,
+            )
+            for row, (_, proposals) in zip(
+                read_table_in_pieces(SALIENCY, "saliency", first_id),
+                read_photographs(PROPOSALS, "proposals", first_id),
+                strict=True,
+            )
         )
-        for row, (_, proposals) in zip(
-            read_table_in_pieces(SALIENCY, "saliency"),
-            read_photographs(PROPOSALS, "proposals"),
-            strict=True,
-        )
-    )
-    found = Parallel(n_jobs=workers, return_as="generator")(jobs)
-    rows = [row for rows in progress(found, len(manifest), "parts") for row in rows]
-    columns = ["image_id", "part", *BOX, "score", "fallback"]
-    write_table(PARTS, "parts", pd.DataFrame(rows, columns=columns))
+        tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)
+        yield from progress(tables, len(manifest) - first, "parts")
+
+    key = fingerprint(MANIFEST, SALIENCY, OBJECTS, PROPOSALS, params)
+    shards = in_shards("parts", key, "parts", len(manifest), tables_from, execution, networks=False)
+    write_table_in_pieces(PARTS, "parts", shards)
+    finish("parts")
 
 
 if __name__ == "__main__":

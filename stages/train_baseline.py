@@ -20,6 +20,7 @@ from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.systems import create_system, read_method, write_system
+from opam.ranks import rank
 from opam.resume import finish
 from opam.scoring import predict
 from opam.stage import run
@@ -99,6 +100,8 @@ def main() -> None:
         network.load_state_dict(trained.best_state)
         training_seconds += trained.seconds
 
+    if rank() > 0:  # it helped to train; one scores and writes
+        return
     network.eval()
     images = manifest[manifest["split"] != "train"]
     started = time.monotonic()

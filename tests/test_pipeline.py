@@ -66,7 +66,10 @@ TRAINING = [
 
 EXPECTED: dict[str, list[str]] = {
     "seed": [*FROM_FILTERNET, *BASELINES],
+    "execution.engine": [],
     "execution.device": [],
+    "execution.devices": [],
+    "execution.nodes": [],
     "execution.threads": [],
     "execution.workers": [],
     "execution.batch_size": [],

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from opam.config import Params
+from opam.device import ExecutionParams
 from opam.resume import RESUME, fingerprint, finish, in_shards
 
 
@@ -32,7 +33,8 @@ class Work:
 
 
 def rows_of(work: Work, size: int, key: str = "key") -> list[tuple[str, float]]:
-    tables = list(in_shards("work", key, "crop_scores", size, work))
+    execution = ExecutionParams(shard_size=size)
+    tables = list(in_shards("work", key, "crop_scores", 7, work, execution))
     whole = pd.concat(tables)
     return [(row.image_id, row.probabilities[0]) for row in whole.itertuples()]
 

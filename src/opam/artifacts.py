@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opam.errors import OpamError, cause
+from opam.ranks import rank
 
 BOX = ["x0", "y0", "x1", "y1"]
 GT_BOX = ["gt_x0", "gt_y0", "gt_x1", "gt_y1"]
@@ -112,9 +113,15 @@ SCHEMAS: dict[str, pa.Schema] = {
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path``; on success it takes its place, else it is removed.
 
+    Of processes that train together (`opam.distributed`) only the first one's is kept.
+
     Raises:
         OpamError: the disk is full or the folder cannot be written; an old ``path`` stays.
     """
+    if rank() > 0:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere) / Path(path).name
+        return
     path = Path(path)
     temporary: Path | None = None
     try:
@@ -209,35 +216,60 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
         return file.read().to_pandas()
 
 
-def read_batches(path: Path, schema: str) -> Iterator[pd.DataFrame]:
-    """Yield a table in parts of some ten thousand rows.
+def read_batches(path: Path, schema: str, first_id: str = "") -> Iterator[pd.DataFrame]:
+    """Yield a table in parts of some ten thousand rows, from those of a photograph on.
+
+    Args:
+        path: of the table; its rows are sorted by ``image_id``.
+        schema: of it.
+        first_id: the photograph; the row groups before it are not read.
 
     Raises:
         OpamError: as `read_table`.
     """
     with _open_table(path, schema) as file:
-        for batch in file.iter_batches(_rows_a_group(schema)):
-            yield batch.to_pandas()
+        rest = []
+        for group in range(file.metadata.num_row_groups):
+            image_ids = file.metadata.row_group(group).column(0).statistics
+            if image_ids is None or image_ids.max >= first_id:
+                rest.append(group)
+        for batch in file.iter_batches(_rows_a_group(schema), row_groups=rest):
+            table = batch.to_pandas()
+            if first_id:
+                table = table[table["image_id"] >= first_id].reset_index(drop=True)
+            yield table
 
 
-def read_table_in_pieces(path: Path, schema: str) -> Iterator[Any]:
+def read_table_in_pieces(path: Path, schema: str, first_id: str = "") -> Iterator[Any]:
     """Yield the rows of a table as named tuples, no more than a row group in memory.
+
+    Args:
+        path: of the table.
+        schema: of it.
+        first_id: photograph to begin with.
 
     Raises:
         OpamError: as `read_table`.
     """
-    for batch in read_batches(path, schema):
+    for batch in read_batches(path, schema, first_id):
         yield from batch.itertuples(index=False)
 
 
-def read_photographs(path: Path, schema: str) -> Iterator[tuple[str, pd.DataFrame]]:
+def read_photographs(
+    path: Path, schema: str, first_id: str = ""
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each photograph's ``image_id`` and rows, in the order of the table.
+
+    Args:
+        path: of the table.
+        schema: of it.
+        first_id: photograph to begin with.
 
     Raises:
         OpamError: as `read_table`.
     """
     waiting = None
-    for batch in read_batches(path, schema):
+    for batch in read_batches(path, schema, first_id):
         waiting = batch if waiting is None else pd.concat([waiting, batch], ignore_index=True)
         changes = np.flatnonzero(waiting["image_id"].to_numpy()[1:] != waiting["image_id"][:-1])
         starts = [0, *(changes + 1)]

@@ -20,8 +20,21 @@ if TYPE_CHECKING:
 class ExecutionParams(Params):
     """How a stage runs, not what it computes: no stage runs again when one of these changes."""
 
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="ray: a cluster computes proposals, scores, maps and parts; see docs/scale.md",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU where there is one, else the CPU"
+    )
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes of a machine that train a network together, a GPU each",
+    )
+    nodes: int = Field(
+        1, ge=1, le=1024, description="machines that train together; see docs/scale.md"
     )
     threads: int = Field(
         2, ge=1, le=256, description="CPU threads of the networks; changes the last bits of scores"
@@ -44,6 +57,11 @@ class ExecutionParams(Params):
         False, description="CUDA: only algorithms that give the same bits again; slower"
     )
     tensorboard: bool = Field(False, description="training curves for TensorBoard too")
+
+    @property
+    def processes(self) -> int:
+        """Processes of work without a network; on a cluster its shards run beside each other."""
+        return 1 if self.engine == "ray" else max(1, self.workers)
 
     def same_bits(self) -> dict[str, object]:
         """What the last bits of a network's outputs depend on."""
@@ -71,7 +89,10 @@ def prepare_device(params: ExecutionParams) -> torch.device:
     available = torch.cuda.is_available()
     if params.device == "cuda" and not available:
         raise OpamError("execution.device: cuda asked for, but torch finds none; set auto or cpu")
-    return torch.device("cuda" if available and params.device != "cpu" else "cpu")
+    if params.device == "cpu" or not available:
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda")
 
 
 def _keep_freed_memory() -> None:

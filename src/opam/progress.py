@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from opam.ranks import rank
+
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -21,6 +23,9 @@ def progress(items: Iterable[T], total: int, description: str, unit: str = "imag
         description: what is being done, shown before the bar.
         unit: what the items are, in the plural.
     """
+    if rank() > 0:  # of processes that train together the first one shows
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=description, unit=f" {unit}", dynamic_ncols=True)
         return

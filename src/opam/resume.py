@@ -14,7 +14,10 @@ import pandas as pd
 from pydantic import BaseModel
 
 from opam.artifacts import read_table, write_table
+from opam.cluster import shards_on_ray
+from opam.device import ExecutionParams
 from opam.errors import OpamError
+from opam.ranks import rank
 
 RESUME = Path(".resume")
 SOURCE = Path(__file__).parent
@@ -41,8 +44,10 @@ def in_shards(
     name: str,
     key: str,
     schema: str,
-    size: int,
+    total: int,
     pieces_from: Callable[[int], Iterable[pd.DataFrame]],
+    execution: ExecutionParams,
+    networks: bool = True,
 ) -> Iterator[pd.DataFrame]:
     """Yield a table in shards; each is on disk as soon as it is computed, and is not again.
 
@@ -50,8 +55,14 @@ def in_shards(
         name: of the work.
         key: `fingerprint` of what the rows depend on; shards of another are removed.
         schema: of the table.
-        size: pieces a shard. It changes when rows are kept, not what they are.
+        total: pieces that the table has.
         pieces_from: computes the pieces from a given one on, in order.
+        execution: pieces a shard (it changes when rows are kept, not what they are); whether
+            this process computes one shard after the other, or a cluster many at a time.
+        networks: whether networks compute the pieces: on a GPU where there is one.
+
+    Raises:
+        OpamError: as `opam.cluster.shards_on_ray`.
     """
     folder = RESUME / name / key
     for other in (RESUME / name).glob("*"):
@@ -63,13 +74,18 @@ def in_shards(
         yield rows
     if start:
         print(f"{name}: resumed behind piece {start}", file=sys.stderr, flush=True)
-    pieces = iter(pieces_from(start))
-    while shard_pieces := list(islice(pieces, size)):
-        rows = pd.concat(shard_pieces, ignore_index=True)
-        stop = start + len(shard_pieces)
+    size = execution.shard_size
+    starts = range(start, total, size)
+    if execution.engine == "ray":
+        cpus, device = (execution.threads, execution.device) if networks else (1, None)
+        shards = shards_on_ray(pieces_from, starts, size, cpus, device, name)
+    else:
+        pieces = iter(pieces_from(start))
+        shards = (pd.concat(islice(pieces, size), ignore_index=True) for _ in starts)
+    for start, rows in zip(starts, shards, strict=True):
+        stop = min(start + size, total)
         write_table(folder / f"{start}-{stop}.parquet", schema, rows)
         yield rows
-        start = stop
 
 
 def _read_shard(folder: Path, start: int, schema: str) -> tuple[pd.DataFrame, int] | None:
@@ -83,5 +99,7 @@ def _read_shard(folder: Path, start: int, schema: str) -> tuple[pd.DataFrame, in
 
 def finish(name: str) -> None:
     """Remove what `in_shards` or a training kept, when the result is safely written."""
+    if rank() > 0:
+        return
     shutil.rmtree(RESUME / name, ignore_errors=True)
     (RESUME / f"{name}.pt").unlink(missing_ok=True)

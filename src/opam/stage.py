@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opam import errors
 from opam.errors import OpamError
+from opam.ranks import rank
 from opam.resume import RESUME
 
 try:
@@ -40,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def _lock(name: str) -> Iterator[None]:
-    if fcntl is None:
+    if fcntl is None or rank() > 0:  # the first holds it for all
         yield
         return
     RESUME.mkdir(exist_ok=True)

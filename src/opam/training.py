@@ -26,8 +26,16 @@ from opam.artifacts import BOX, atomic, write_json
 from opam.config import Params
 from opam.crops import TrainingCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
+from opam.distributed import (
+    add_up_gradients,
+    added_up,
+    even_out_statistics,
+    join,
+    launch,
+)
 from opam.errors import OpamError
 from opam.progress import progress
+from opam.ranks import processes, rank
 from opam.resume import RESUME, fingerprint
 
 CURVES = Path("data/curves")
@@ -196,7 +204,8 @@ def train(
 
     Curves and `TIME` are written. After each epoch a checkpoint goes to ``.resume/``; a training
     that was interrupted goes on from it if network, samples and params are the same, and ends
-    with the same bytes.
+    with the same bytes. With more than one of ``execution.devices`` or ``nodes`` the script starts
+    again in as many processes; only the first of them writes.
 
     Args:
         name: of the parameters that ``params`` are; names checkpoint and curves, too.
@@ -212,7 +221,9 @@ def train(
     Raises:
         OpamError: the loss is not finite, or the GPU's memory does not suffice.
     """
+    launch(execution)
     device = prepare_device(execution)
+    join(device)
     network.to(device)
     network.to(memory_format=cast(Any, torch.channels_last))
     groups = cast(Any, network).parameter_groups()
@@ -238,7 +249,7 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         history, best_state, iteration = saved["history"], saved["best"], saved["iteration"]
         seconds = saved["seconds"]
-        print(f"{name}: resumed behind epoch {len(history)}", file=sys.stderr, flush=True)
+        _say(f"{name}: resumed behind epoch {len(history)}")
 
     batches_an_epoch = math.ceil(len(first) / params.batch_size)
     iterations = params.epochs * batches_an_epoch
@@ -246,7 +257,7 @@ def train(
     with _curves(name, curves, history, execution.tensorboard) as log:
         for epoch in range(len(history), params.epochs):
             started = time.monotonic()
-            torch.manual_seed(seed * 100_003 + epoch)
+            torch.manual_seed(seed * 100_003 + epoch + 10_007 * rank())
             table = epoch_samples(epoch)
             order = np.random.default_rng([seed, epoch]).permutation(len(table))
             crops = TrainingCrops(
@@ -258,32 +269,39 @@ def train(
             total, correct = 0.0, 0.0
             batches = _batches(crops, params.batch_size, execution.workers, device)
             description = f"{name} epoch {epoch + 1}/{params.epochs}"
-            for images, labels, heads in progress(
-                batches, batches_an_epoch, description, "batches"
+            for batch, (images, labels, heads) in enumerate(
+                progress(batches, batches_an_epoch, description, "batches")
             ):
                 for group in optimizer.param_groups:
                     factor = rate_factor(iteration, iterations, params)
                     group["lr"] = params.rate * group["factor"] * factor
-                try:
-                    with autocast(device):
-                        loss, right = objective.training(network, images, labels, heads, params)
-                    loss.backward()
-                except torch.cuda.OutOfMemoryError:
-                    raise OpamError(
-                        f"{name}.batch_size: {params.batch_size} crops of {params.input_size} "
-                        "pixels do not fit the GPU's memory; lower it"
-                    ) from None
-                value = loss.item()
+                size = min(params.batch_size, len(table) - batch * params.batch_size)
+                value, right = 0.0, 0.0
+                if len(labels):  # a process's share of the last batch may be empty
+                    try:
+                        with autocast(device):
+                            loss, hit = objective.training(network, images, labels, heads, params)
+                        share = len(labels) / size
+                        (loss * share).backward()
+                    except torch.cuda.OutOfMemoryError:
+                        raise OpamError(
+                            f"{name}.batch_size: {params.batch_size} crops of "
+                            f"{params.input_size} pixels do not fit the GPU's memory; lower it"
+                        ) from None
+                    value, right = loss.item() * share, hit.sum().item()
+                value, right = added_up(value, right, device=device)
                 if not math.isfinite(value):
                     raise OpamError(
                         f"{name}.rate: {params.rate} made the loss infinite in epoch {epoch + 1}; "
                         f"lower it, or {name}.head_rate_factor"
                     )
+                add_up_gradients(network)
                 optimizer.step()
                 optimizer.zero_grad()
                 iteration += 1
-                total += value * len(labels)
-                correct += right.sum().item()
+                total += value * size
+                correct += right
+            even_out_statistics(network)
             val_loss, val_accuracy = evaluate(
                 network, val_samples, params, execution, device, objective.validation
             )
@@ -299,7 +317,7 @@ def train(
             history.append(row)
             log(row)
             seconds += time.monotonic() - started
-            print(f"{name}: " + _line(epoch, row), file=sys.stderr, flush=True)
+            _say(f"{name}: " + _line(epoch, row))
             _write_checkpoint(
                 checkpoint,
                 {
@@ -334,6 +352,8 @@ def evaluate(
     plain = params.model_copy(update={"label_smoothing": 0.0})
     loss, correct = 0.0, 0.0
     for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, device):
+        if not len(labels):
+            continue
         try:
             with autocast(device):
                 batch_loss, right = losses(network, images, labels, heads, plain)
@@ -344,6 +364,7 @@ def evaluate(
             ) from None
         loss += batch_loss.item() * len(labels)
         correct += right.sum().item()
+    loss, correct = added_up(loss, correct, device=device)
     return loss / len(table), correct / len(table)
 
 
@@ -370,7 +391,10 @@ def _batches(
 
 
 class _Batches:
-    """Crops in batches, in order: uint8 B x 3 x S x S, channels last; int64 labels; int64 heads."""
+    """Crops in batches, in order: uint8 B x 3 x S x S, channels last; int64 labels; int64 heads.
+
+    Of every batch this process's share: with n processes each n-th crop.
+    """
 
     def __init__(self, crops: TrainingCrops, size: int, pinned: bool) -> None:
         self.crops = crops
@@ -382,6 +406,7 @@ class _Batches:
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
         rows = range(number * self.size, min((number + 1) * self.size, len(self.crops)))
+        rows = rows[rank() :: processes()]
         side = self.crops.input_size
         # Filled by NumPy: torch would start threads of its own beside those of the network.
         pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
@@ -428,6 +453,12 @@ def _write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def _say(line: str) -> None:
+    """One line on stderr, of all processes together."""
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
 def _line(epoch: int, row: dict[str, float]) -> str:
     return f"epoch {epoch + 1}, " + ", ".join(f"{k} {v:.4f}" for k, v in row.items())
 
@@ -438,12 +469,12 @@ def _curves(
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Yield a function that adds an epoch to the live curves, after those of ``history``."""
     live = None
-    if importlib.util.find_spec("dvclive"):
+    if rank() == 0 and importlib.util.find_spec("dvclive"):
         from dvclive.live import Live
 
         live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False)
     board = None
-    if tensorboard:
+    if rank() == 0 and tensorboard:
         if not importlib.util.find_spec("tensorboard"):
             raise OpamError(
                 "execution.tensorboard: not installed; `pip install tensorboard` or set false"
