@@ -119,22 +119,24 @@ def test_two_processes_train_what_one_does(
     folder = tmp_path / "run"
     shutil.copytree(undisturbed.untouched, folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["execution"] |= {"devices": 2, "threads": 1}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    file = folder / f"data/{weights}.safetensors"
-    alone = safetensors.torch.load_file(file)
-    accuracy = folder / f"data/{curves}/plots/metrics/train_accuracy.tsv"
-    expected = pd.read_csv(accuracy, sep="\t")["train_accuracy"].to_numpy()
-    file.unlink()
-    shutil.rmtree(folder / f"data/{curves}")
-    done = call(folder, *script(stage))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("epoch 1, train_loss") == 1, "more than one process writes"
-    found = pd.read_csv(accuracy, sep="\t")["train_accuracy"].to_numpy()
-    np.testing.assert_allclose(found, expected, atol=0.06)
-    together = safetensors.torch.load_file(file)
+    # Batch norm that is not frozen takes its statistics from a process's share of the batch.
+    for training in (params["partnet"], params["baselines"]["finetune"]["training"]):
+        training |= {"frozen_batch_norm": True, "epochs": 1}  # rounding errors grow with steps
+    found = []
+    for devices in (1, 2):
+        params["execution"] |= {"devices": devices, "threads": 1}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        (folder / f"data/{weights}.safetensors").unlink()
+        shutil.rmtree(folder / f"data/{curves}")
+        done = call(folder, *script(stage))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("epoch 1, train_loss") == 1, "more than one process writes"
+        curve = pd.read_csv(folder / f"data/{curves}/plots/metrics/train_loss.tsv", sep="\t")
+        found.append((curve, safetensors.torch.load_file(folder / f"data/{weights}.safetensors")))
+    (curve_alone, alone), (curve_together, together) = found
+    np.testing.assert_allclose(curve_together["train_loss"], curve_alone["train_loss"], rtol=1e-4)
     assert together.keys() == alone.keys()
     for name, value in alone.items():
         distance = (together[name].float() - value.float()).norm() / value.float().norm().clamp(1)
-        assert distance < 0.02, f"{name}: {distance}"
+        assert distance < 1e-3, f"{name}: {distance}"
     assert [path.name for path in (folder / ".resume").glob("*.pt")] == []

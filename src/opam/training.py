@@ -235,6 +235,7 @@ def train(
         lr=params.rate,
         momentum=params.momentum,
         weight_decay=params.weight_decay,
+        fused=device.type == "cuda",
     )
     first = epoch_samples(0)
     key = _key(network, first, val_samples, params, seed)

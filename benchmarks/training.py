@@ -1,0 +1,93 @@
+"""Training: the speed of the input pipeline over that on a batch kept in memory.
+
+Measured on the run in ``data/``, for whole photographs and for patches, each as ClassNet's
+training shows them.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opam.artifacts import read_table
+from opam.config import read_params
+from opam.crops import TrainingCrops
+from opam.device import ExecutionParams, autocast, prepare_device
+from opam.models.cam_network import read_network
+from opam.training import (
+    PatchTrainingParams,
+    _batches,
+    cam_losses,
+    freeze_batch_norm,
+    samples,
+    whole_images,
+)
+
+DATA = Path("data")
+STEPS = 12
+ROUNDS = 3
+"""The two are measured in turn, so often; each one's fastest counts."""
+
+
+def measure() -> list[dict[str, object]]:
+    """Two rows, and on a GPU the share of its matrix peak."""
+    if not (DATA / "models/classnet.safetensors").exists():
+        needed = "not measured: wants `dvc repro train_classnet`"
+        return [{"what": "training", "value": needed, "ratio": ""}]
+    params = read_params("classnet", PatchTrainingParams)
+    execution = read_params("execution", ExecutionParams)
+    device = prepare_device(execution)
+    network, _ = read_network(DATA / "models/classnet.safetensors")
+    network.to(device)
+    network.to(memory_format=cast(Any, torch.channels_last))
+    network.train()
+    freeze_batch_norm(network)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=1e-6, momentum=0.9, fused=device.type == "cuda"
+    )
+
+    def step(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        with autocast(device):
+            loss, _ = cam_losses(network, *batch, params)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()  # as in training: waits for the device
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def seconds(batches: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> float:
+        step(next(batches))
+        started = time.perf_counter()
+        for batch in itertools.islice(batches, STEPS):
+            step(batch)
+        return time.perf_counter() - started
+
+    manifest = read_table(DATA / "manifest.parquet", "manifest")
+    train = manifest[manifest["split"] == "train"]
+    kept = samples(read_table(DATA / "kept_patches.parquet", "kept_patches"), manifest)
+    rows: list[dict[str, object]] = []
+    size = params.batch_size
+    for what, table in (("whole photographs", whole_images(train)), ("patches", kept)):
+        order = np.random.default_rng(0).permutation(size * (STEPS + 1)) % len(table)
+        crops = TrainingCrops(
+            pd.DataFrame(table.iloc[order]), params.input_size, params.resize, (0, 0)
+        )
+        ready = next(_batches(crops, size, 0, device))
+        fresh, kept_in_memory = [], []
+        for _ in range(ROUNDS):
+            fresh.append(seconds(_batches(crops, size, execution.workers, device)))
+            kept_in_memory.append(seconds(itertools.repeat(ready)))
+        rate, bare = (STEPS * size / min(each) for each in (fresh, kept_in_memory))
+        rows.append(
+            {
+                "what": f"training on {what}, {params.input_size} pixels, batch {size}: the input "
+                "pipeline; a batch kept in memory",
+                "value": f"{rate:.1f} photographs a second; {bare:.1f}",
+                "ratio": round(rate / bare, 3),
+            }
+        )
+    return rows
