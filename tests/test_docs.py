@@ -58,7 +58,7 @@ git tag --annotate opam@v1.0.0
 git push --tags
 dvc artifacts get REPOSITORY opam
 dvc exp run -S objects.threshold=0.2
-dvc exp show
+dvc exp show --only-changed --drop '(data|src|stages)/.*'
 dvc metrics diff
 dvc plots show
 git clone REPOSITORY opam
@@ -212,7 +212,7 @@ def clone(tmp_path: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     for command in (
-        ["init", "-q", "--bare", str(tmp_path / "repository")],
+        ["init", "-q", "--bare", "-b", "main", str(tmp_path / "repository")],
         ["init", "-q", "-b", "main"],
         ["config", "user.name", "t"],
         ["config", "user.email", "t@t"],
