@@ -213,7 +213,9 @@ def read_table(path: Path, schema: str) -> pd.DataFrame:
         OpamError: missing, not parquet, or with other columns or types.
     """
     with _open_table(path, schema) as file:
-        return file.read().to_pandas()
+        table = file.read()
+        table.validate(full=True)  # or damaged text is found where it is used
+        return table.to_pandas()
 
 
 def read_batches(path: Path, schema: str, first_id: str = "") -> Iterator[pd.DataFrame]:
@@ -234,6 +236,7 @@ def read_batches(path: Path, schema: str, first_id: str = "") -> Iterator[pd.Dat
             if image_ids is None or image_ids.max >= first_id:
                 rest.append(group)
         for batch in file.iter_batches(_rows_a_group(schema), row_groups=rest):
+            batch.validate(full=True)
             table = batch.to_pandas()
             if first_id:
                 table = table[table["image_id"] >= first_id].reset_index(drop=True)
