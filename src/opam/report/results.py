@@ -104,12 +104,27 @@ def steps_text(rows: list[dict[str, Any]]) -> str:
     return markdown_table(["changed", *shown, "fused, in points"], lines)
 
 
+def combinations_text(rows: list[dict[str, Any]]) -> str:
+    """Each branch, pair and fusion of the runs with nothing changed: mean over the seeds.
+
+    With the mean, its 95% interval by Student's t, and how far fused is from it.
+    """
+    runs = pd.DataFrame([row for row in rows if row["variant"] == rows[0]["variant"]])
+    lines = []
+    for name in runs.columns.drop(["variant", "seed", "CorLoc"], errors="ignore"):
+        ahead = (runs["fused"] - runs[name]).to_numpy()
+        lines.append([str(name), _mean(runs[name].to_numpy(), "{:.1f}"), _distance(ahead)])
+    return markdown_table(["combination", "accuracy, %", "fused ahead, in points"], lines)
+
+
 def _distance(apart: np.ndarray) -> str:
-    if not apart.any():
-        return ""
-    text = f"{100 * apart.mean():+.1f}"
-    if len(apart) > 1:
-        half = t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+    return _mean(apart, "{:+.1f}") if apart.any() else ""
+
+
+def _mean(shares: np.ndarray, style: str) -> str:
+    text = style.format(100 * shares.mean())
+    if len(shares) > 1:
+        half = t.ppf(0.975, len(shares) - 1) * shares.std(ddof=1) / np.sqrt(len(shares))
         text += f" ± {100 * half:.1f}"
     return text
 
@@ -205,6 +220,10 @@ seeds; in the last column how far fused is from the first row, between runs of t
 its 95% interval.
 
 {steps_text(rows)}
+
+With nothing changed, each branch, each pair, all with equal weights, and all with those of val:
+
+{combinations_text(rows)}
 """
     return text
 
