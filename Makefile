@@ -41,7 +41,7 @@ test: .venv/.installed ## lint, types and all tests
 	mypy
 	pytest
 
-bench: .venv/.installed ## measure memory and the team's cache; half an hour
+bench: .venv/.installed ## measure speed, memory and the team's cache; half an hour
 	python benchmarks/bench.py
 
 lint: .venv/.installed ## format and fix what can be fixed

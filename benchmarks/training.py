@@ -35,7 +35,7 @@ ROUNDS = 3
 
 
 def measure() -> list[dict[str, object]]:
-    """Two rows, and on a GPU the share of its matrix peak."""
+    """A row for whole photographs and one for patches."""
     if not (DATA / "models/classnet.safetensors").exists():
         needed = "not measured: wants `dvc repro train_classnet`"
         return [{"what": "training", "value": needed, "ratio": ""}]

@@ -10,14 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from ray.cluster_utils import Cluster
 from small_project import Undisturbed, call, digests, script, start
 
 from opam.cluster import _slots
 from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.resume import RESUME, in_shards
-
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 MAPPED = {
     "propose_patches": "proposals.parquet",
@@ -32,9 +31,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[cluster_utils.Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head and a worker with two CPUs each."""
-    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     found.add_node(num_cpus=2)
     monkeypatch.setenv("RAY_ADDRESS", found.address)
     yield found
@@ -53,7 +52,7 @@ def folder(undisturbed: Undisturbed, tmp_path: Path) -> Path:
 
 
 def test_every_mapped_stage_gives_the_same_bytes(
-    cluster: cluster_utils.Cluster, undisturbed: Undisturbed, folder: Path
+    cluster: Cluster, undisturbed: Undisturbed, folder: Path
 ) -> None:
     for stage, artifact in MAPPED.items():
         (folder / "data" / artifact).unlink()
@@ -65,7 +64,7 @@ def test_every_mapped_stage_gives_the_same_bytes(
 
 
 def test_a_machine_dies_and_the_bytes_are_the_same(
-    cluster: cluster_utils.Cluster, undisturbed: Undisturbed, folder: Path
+    cluster: Cluster, undisturbed: Undisturbed, folder: Path
 ) -> None:
     (folder / "data/proposals.parquet").unlink()
     process = start(folder, *script("propose_patches"))
@@ -79,7 +78,7 @@ def test_a_machine_dies_and_the_bytes_are_the_same(
 
 
 def test_shards_of_a_dead_machine_are_computed_on_another(
-    cluster: cluster_utils.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     marks = tmp_path / "marks"
@@ -104,9 +103,7 @@ def test_shards_of_a_dead_machine_are_computed_on_another(
     assert tries.max() > 1, "no shard was lost with the machine"
 
 
-def test_an_error_in_a_shard_is_told_in_one_line(
-    cluster: cluster_utils.Cluster, folder: Path
-) -> None:
+def test_an_error_in_a_shard_is_told_in_one_line(cluster: Cluster, folder: Path) -> None:
     (folder / "data/proposals.parquet").unlink()
     (folder / "data/raw.zip").write_bytes(b"no archive")
     done = call(folder, *script("propose_patches"))
