@@ -276,8 +276,9 @@ def test_tables(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "spoiled.parquet"
     path.write_bytes(spoil(tables[schema], data.draw(edits)))
     read_or_told(lambda: read_table(path, schema))
-    read_or_told(lambda: list(read_table_in_pieces(path, schema)))
-    read_or_told(lambda: list(read_photographs(path, schema)))
+    for first_id in ("", "a/b.jpg"):
+        read_or_told(lambda first=first_id: list(read_table_in_pieces(path, schema, first)))
+        read_or_told(lambda first=first_id: list(read_photographs(path, schema, first)))
 
 
 @cases(300)
