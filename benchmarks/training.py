@@ -1,7 +1,8 @@
 """Training: the speed of the input pipeline over that on a batch kept in memory.
 
 Measured on the run in ``data/``, for whole photographs and for patches, each as ClassNet's
-training shows them.
+training shows them; and which share that is of what the device gives in multiplying two large
+matrices.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from opam.artifacts import read_table
 from opam.config import read_params
@@ -32,6 +34,22 @@ DATA = Path("data")
 STEPS = 12
 ROUNDS = 3
 """The two are measured in turn, so often; each one's fastest counts."""
+
+
+def matrix_peak(device: torch.device) -> float:
+    """Floating-point operations a second of a large matrix product, in training's precision."""
+    side = 8192 if device.type == "cuda" else 2048
+    product = torch.zeros(1, device=device)
+    with autocast(device), torch.no_grad():
+        left, right = torch.randn(2, side, side, device=device)
+        found = []
+        for _ in range(5):
+            started = time.perf_counter()
+            for _ in range(4):
+                product = left @ right
+            product[0, 0].item()  # waits for the device
+            found.append(4 * 2 * side**3 / (time.perf_counter() - started))
+    return max(found)
 
 
 def measure() -> list[dict[str, object]]:
@@ -81,6 +99,9 @@ def measure() -> list[dict[str, object]]:
         for _ in range(ROUNDS):
             fresh.append(seconds(_batches(crops, size, execution.workers, device)))
             kept_in_memory.append(seconds(itertools.repeat(ready)))
+        with FlopCounterMode(display=False) as counter:
+            step(ready)
+        flops = counter.get_total_flops() / size
         rate, bare = (STEPS * size / min(each) for each in (fresh, kept_in_memory))
         rows.append(
             {
@@ -88,6 +109,13 @@ def measure() -> list[dict[str, object]]:
                 "pipeline; a batch kept in memory",
                 "value": f"{rate:.1f} photographs a second; {bare:.1f}",
                 "ratio": round(rate / bare, 3),
+            }
+        )
+        rows.append(
+            {
+                "what": "the same: share of the device's rate in multiplying large matrices",
+                "value": f"{flops / 1e9:.1f} GFLOPs each",
+                "ratio": round(rate * flops / matrix_peak(device), 3),
             }
         )
     return rows

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,6 +75,32 @@ def test_random_crops_depend_on_seed_epoch_and_row_alone(photographs: pd.DataFra
     centred = TrainingCrops(table, 32, 48, None)
     assert torch.equal(centred[3][0], centred[3][0])
     assert centred[3][1:] == (1, -1)
+
+
+def test_areas_of_random_crops_vary_as_much_as_asked_for(tmp_path: Path) -> None:
+    across, down = np.meshgrid(np.arange(200, dtype=np.uint8), np.arange(100, dtype=np.uint8))
+    Image.fromarray(np.dstack([across, down, down])).save(tmp_path / "places.png")
+    table = pd.DataFrame(
+        [(str(tmp_path / "places.png"), 20, 10, 180, 90, 0, -1)] * 300,
+        columns=["path", "x0", "y0", "x1", "y1", "label", "head"],
+    )
+
+    def areas(min_area: float) -> np.ndarray:
+        crops = TrainingCrops(table, 36, 40, (0, 0), min_area)
+        shown = []
+        for row in range(len(table)):
+            columns, rows, _ = crops[row][0].numpy().astype(int)
+            assert columns.min() >= 20
+            assert columns.max() <= 180
+            assert rows.min() >= 10
+            assert rows.max() <= 90
+            shown.append(np.ptp(columns) * np.ptp(rows) / (160 * 80 * 0.9**2))
+        return np.array(shown)
+
+    assert np.ptp(areas(1.0)) < 0.1
+    np.testing.assert_allclose(np.quantile(areas(0.25), [0, 0.5, 1]), [0.25, 0.62, 1], atol=0.07)
+    fixed, plain = TrainingCrops(table, 36, 40, None, 0.25), TrainingCrops(table, 36, 40, None)
+    assert torch.equal(fixed[0][0], plain[0][0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

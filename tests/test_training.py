@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,17 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_training(
-    manifest: pd.DataFrame, workers: int = 0, params: TrainingParams = PARAMS
+    manifest: pd.DataFrame,
+    workers: int = 0,
+    params: TrainingParams = PARAMS,
+    compiled: bool = False,
 ) -> bytes:
     torch.manual_seed(0)
     backbone = create_backbone(BackboneParams(name="mobilenetv3_small_050", weights="none"))
     network = CamNetwork(backbone, classes=2)
     whole = whole_images(manifest[manifest["split"] == "train"])
     val = whole_images(manifest[manifest["split"] == "val"])
-    execution = ExecutionParams(device="cpu", workers=workers)
+    execution = ExecutionParams(device="cpu", workers=workers, compile=compiled)
     trained = train("net", network, lambda _epoch: whole, val, params, execution, seed=3)
     assert len(trained.history) == params.epochs
     network.load_state_dict(trained.best_state)
@@ -211,6 +215,52 @@ def test_a_full_gpu_names_the_parameter_to_lower(
     monkeypatch.setattr(CamNetwork, "forward", full)
     with pytest.raises(OpamError, match=rf"{parameter}: .* do not fit the GPU's memory; lower it"):
         run_training(photographs)
+
+
+class OneConvolution(torch.nn.Module):
+    """Stands for a backbone where one must be compiled: that takes time for every operation."""
+
+    channels = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, self.channels, 5, stride=4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images.float() / 255).relu()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_training_ends_nearby(
+    photographs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_in_place = torch.nn.Module.compile
+    compiled = []
+
+    def noted(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        compile_in_place(module)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", noted)
+    monkeypatch.setattr("test_training.create_backbone", lambda _params: OneConvolution())
+    plain = safetensors.torch.load(run_training(photographs))
+    assert not compiled
+    finish("net")
+    other = safetensors.torch.load(run_training(photographs, compiled=True))
+    assert len(compiled) == 1
+    assert other.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_compiled_names_the_parameter(
+    photographs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(OpamError, match=r"execution\.compile: .*compiler.*; set false"):
+        run_training(photographs, compiled=True)
+    torch._dynamo.reset()
 
 
 @pytest.mark.gpu

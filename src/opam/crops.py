@@ -6,6 +6,7 @@ in training and in the centre in test. Both steps are one here: the shown part o
 computed first, so that nothing is blurred twice.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,6 +92,8 @@ class TrainingCrops:
         input_size: side of a crop in pixels.
         resize: side the box is scaled to; at least ``input_size``.
         seed_and_epoch: drawn from in training; None centres every crop.
+        min_area: area of a random crop, over that of ``input_size`` in ``resize``, at least;
+            drawn evenly from here to 1.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class TrainingCrops:
         input_size: int,
         resize: int,
         seed_and_epoch: tuple[int, int] | None,
+        min_area: float = 1.0,
     ) -> None:
         self.paths = samples["path"].tolist()
         self.boxes = samples[BOX].to_numpy(np.float64)
@@ -107,17 +111,19 @@ class TrainingCrops:
         self.input_size = input_size
         self.fraction = input_size / resize
         self.seed_and_epoch = seed_and_epoch
+        self.min_area = min_area
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:
-        across, down, mirror = 0.5, 0.5, False
+        across, down, mirror, fraction = 0.5, 0.5, False, self.fraction
         if self.seed_and_epoch is not None:
             generator = np.random.default_rng([*self.seed_and_epoch, row])
             across, down = generator.random(2)
             mirror = bool(generator.random() < 0.5)
-        box = shown_box(self.boxes[row], self.fraction, across, down)
+            fraction *= math.sqrt(generator.uniform(self.min_area, 1.0))
+        box = shown_box(self.boxes[row], fraction, across, down)
         crops = cut(read_image(self.paths[row]), np.array([box]), self.input_size, [mirror])
         return crops[0], int(self.labels[row]), int(self.heads[row])
 

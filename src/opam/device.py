@@ -56,6 +56,11 @@ class ExecutionParams(Params):
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile the backbone in training: a minute or more at first, then "
+        "faster; needs a C++ compiler; changes the last bits",
+    )
     tensorboard: bool = Field(False, description="training curves for TensorBoard too")
 
     @property

@@ -33,7 +33,7 @@ from opam.distributed import (
     join,
     launch,
 )
-from opam.errors import OpamError
+from opam.errors import OpamError, cause
 from opam.progress import progress
 from opam.ranks import processes, rank
 from opam.resume import RESUME, fingerprint
@@ -51,6 +51,13 @@ class TrainingParams(Params):
     input_size: int = Field(224, ge=32, le=2048, description="side of a crop, pixels")
     resize: int = Field(
         256, ge=32, le=2048, description="side a box is scaled to before input_size of it is shown"
+    )
+    min_area: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="area of a training crop, over that of input_size in resize, is drawn evenly "
+        "from here to 1; lower: sizes vary more, and a small set is learned by heart later",
     )
     rate: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_rate_factor: float = Field(1.0, gt=0, description="rate of the linear layer over rate")
@@ -226,6 +233,8 @@ def train(
     join(device)
     network.to(device)
     network.to(memory_format=cast(Any, torch.channels_last))
+    if execution.compile:
+        cast(Any, network).backbone.compile()
     groups = cast(Any, network).parameter_groups()
     optimizer = torch.optim.SGD(
         [
@@ -262,7 +271,7 @@ def train(
             table = epoch_samples(epoch)
             order = np.random.default_rng([seed, epoch]).permutation(len(table))
             crops = TrainingCrops(
-                table.iloc[order], params.input_size, params.resize, (seed, epoch)
+                table.iloc[order], params.input_size, params.resize, (seed, epoch), params.min_area
             )
             network.train()
             if params.frozen_batch_norm:
@@ -288,6 +297,10 @@ def train(
                         raise OpamError(
                             f"{name}.batch_size: {params.batch_size} crops of "
                             f"{params.input_size} pixels do not fit the GPU's memory; lower it"
+                        ) from None
+                    except torch._dynamo.exc.TorchDynamoException as error:
+                        raise OpamError(
+                            f"execution.compile: torch cannot ({cause(error)}); set false"
                         ) from None
                     value, right = loss.item() * share, hit.sum().item()
                 value, right = added_up(value, right, device=device)
