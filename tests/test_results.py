@@ -10,6 +10,7 @@ from small_project import ROOT
 
 from opam.artifacts import write_csv
 from opam.errors import OpamError
+from opam.report import summary
 from opam.report.results import (
     combinations_text,
     comparison_text,
@@ -49,6 +50,22 @@ def test_a_row_a_system_and_an_empty_cell_for_what_was_not_measured() -> None:
         "| opam | 50.0% | 40.0% to 60.0% | 0.480 | 1 | 16.0 M |",
         "| bcnn | 25.0% | 20.0% to 30.0% | 0.200 | 0.012 |  |",
     ]
+
+
+def test_the_summary_names_all_branches_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(make_up_run(tmp_path, 4, ["a", "b"]))
+    monkeypatch.setenv("COLUMNS", "80")
+    summary.main()
+    shown = capsys.readouterr().out
+    words = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+    assert " ".join(words).endswith("original + object + part")
+    assert "…" not in shown
+    assert "opam predict" not in shown
+    Path("data/bundle").mkdir()
+    summary.main()
+    assert "opam predict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)

@@ -16,17 +16,18 @@ from opam.errors import OpamError, run
 DATA = Path("data")
 COMPARISON = DATA / "comparison.csv"
 REPORT = DATA / "report/index.html"
+BUNDLE = DATA / "bundle"
 
 
 def ablation_table(ablation: pd.DataFrame, images: int) -> Table:
     """Accuracy of each combination of branches, with its interval."""
     table = Table(title=f"Test split, {images} photographs")
-    table.add_column("branches")
+    table.add_column("branches", overflow="fold")
     for name in ("accuracy", "95% interval", "top-5", "macro F1", "calibration error"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name == "95% interval")
     for row in ablation.itertuples():
         table.add_row(
-            str(row.branches),
+            str(row.branches).replace("+", " + "),
             f"{row.accuracy:.1%}",
             f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
             f"{row.top5:.1%}",
@@ -94,6 +95,8 @@ def main() -> None:
         console.print(comparison_table(pd.read_csv(COMPARISON)))
     console.print("Metrics: data/metrics.json   predictions: data/predictions.parquet")
     console.print("Plots: `dvc plots show` writes dvc_plots/index.html", highlight=False)
+    if BUNDLE.exists():
+        console.print("Label more photographs: `opam predict FOLDER`", highlight=False)
     if REPORT.exists():
         console.print(f"Report: {REPORT}", highlight=False)
 
