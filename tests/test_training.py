@@ -257,6 +257,7 @@ def test_what_cannot_be_compiled_names_the_parameter(
     photographs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
+    monkeypatch.setattr("test_training.create_backbone", lambda _params: OneConvolution())
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(OpamError, match=r"execution\.compile: .*compiler.*; set false"):
         run_training(photographs, compiled=True)

@@ -233,7 +233,8 @@ def read_batches(path: Path, schema: str, first_id: str = "") -> Iterator[pd.Dat
         rest = []
         for group in range(file.metadata.num_row_groups):
             image_ids = file.metadata.row_group(group).column(0).statistics
-            if not (first_id and image_ids and image_ids.max and image_ids.max < first_id):
+            last_id = image_ids.max if image_ids else None
+            if not last_id or last_id >= first_id:  # not recorded, or damaged: looked through
                 rest.append(group)
         for batch in file.iter_batches(_rows_a_group(schema), row_groups=rest):
             batch.validate(full=True)

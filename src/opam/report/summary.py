@@ -22,7 +22,7 @@ BUNDLE = DATA / "bundle"
 def ablation_table(ablation: pd.DataFrame, images: int) -> Table:
     """Accuracy of each combination of branches, with its interval."""
     table = Table(title=f"Test split, {images} photographs")
-    table.add_column("branches", overflow="fold")
+    table.add_column("branches")
     for name in ("accuracy", "95% interval", "top-5", "macro F1", "calibration error"):
         table.add_column(name, justify="right", no_wrap=name == "95% interval")
     for row in ablation.itertuples():
