@@ -2,12 +2,12 @@
 
 Run: ``make ablation``, or ``python benchmarks/ablation.py 0 1 2`` with seeds of your own. Every
 variant is run by DVC in a copy of the project that shares its cache, so that it computes what it
-changes and nothing else, and an interrupted ablation goes on where it stood. `make results`
+changes and nothing else, and an interrupted ablation goes on where it stood. Seeds may be run on
+different days: those that benchmarks/ablation.json has for the same params are kept. `make results`
 writes the table.
 """
 
 import copy
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,8 +19,9 @@ import pandas as pd
 import yaml
 from project import ROOT, copy_project, environment
 
-from opam.artifacts import read_json, read_table
+from opam.artifacts import read_json, read_table, write_json
 from opam.fusion import BRANCHES
+from opam.report.page.gallery import commit
 
 ABLATION = Path(__file__).with_name("ablation.json")
 
@@ -77,6 +78,22 @@ def figures(data: Path) -> dict[str, float]:
     return found
 
 
+def measured(params: dict[str, Any]) -> dict[str, Any]:
+    """What the figures depend on beside the seed, and not where the photographs lie."""
+    dataset = {**params["dataset"], "path": None}
+    return {**params, "dataset": dataset, "execution": None, "seed": None}
+
+
+def other_seeds(path: Path, params: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
+    """Rows that ``path`` holds of the same params and of none of ``seeds``."""
+    if not path.exists():
+        return []
+    found = read_json(path)
+    if found["params"] != measured(params):
+        return []
+    return [row for row in found["rows"] if row["seed"] not in seeds]
+
+
 def main() -> None:
     """Run all variants with all seeds; benchmarks/ablation.json holds what is done so far."""
     seeds = [int(each) for each in sys.argv[1:]] or [0, 1, 2]
@@ -84,7 +101,7 @@ def main() -> None:
     cache = subprocess.run(
         ["dvc", "cache", "dir"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-    rows: list[dict[str, Any]] = []
+    rows = other_seeds(ABLATION, params, seeds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_project(Path(temporary) / "project", params)
 
@@ -98,8 +115,9 @@ def main() -> None:
                 text = yaml.safe_dump(changed(params, changes, seed), sort_keys=False)
                 (folder / "params.yaml").write_text(text)
                 dvc("repro", "evaluate")
-                rows.append({"variant": name, "seed": seed, **figures(folder / "data")})
-                ABLATION.write_text(json.dumps(rows, indent=2) + "\n")
+                found = figures(folder / "data")
+                rows.append({"variant": name, "seed": seed, "commit": commit(), **found})
+                write_json(ABLATION, {"params": measured(params), "rows": rows})
 
 
 if __name__ == "__main__":

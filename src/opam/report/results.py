@@ -3,7 +3,6 @@
 Run: ``make results``.
 """
 
-import json
 import os
 import platform
 from pathlib import Path
@@ -111,7 +110,7 @@ def combinations_text(rows: list[dict[str, Any]]) -> str:
     """
     runs = pd.DataFrame([row for row in rows if row["variant"] == rows[0]["variant"]])
     lines = []
-    for name in runs.columns.drop(["variant", "seed", "CorLoc"], errors="ignore"):
+    for name in runs.columns.drop(["variant", "seed", "commit", "CorLoc"], errors="ignore"):
         ahead = (runs["fused"] - runs[name]).to_numpy()
         lines.append([str(name), _mean(runs[name].to_numpy(), "{:.1f}"), _distance(ahead)])
     return markdown_table(["combination", "accuracy, %", "fused ahead, in points"], lines)
@@ -211,13 +210,14 @@ Share of test photographs in which a part of each cluster holds the named locati
 {parts_text(locations)}
 """
     if ABLATION.exists():
-        rows = json.loads(ABLATION.read_text())
+        rows = read_json(ABLATION)["rows"]
+        commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
         text += f"""
 ## What each step is worth
 
 One thing changed at a time (`make ablation`); means over {len({row["seed"] for row in rows})}
-seeds; in the last column how far fused is from the first row, between runs of the same seed, with
-its 95% interval.
+seeds, commit {commits}; in the last column how far fused is from the first row, between runs of the
+same seed, with its 95% interval.
 
 {steps_text(rows)}
 
