@@ -63,6 +63,7 @@ TRAINING = [
     "warmup_iterations",
     "label_smoothing",
     "frozen_batch_norm",
+    "frozen_until",
 ]
 
 EXPECTED: dict[str, list[str]] = {

@@ -145,6 +145,28 @@ def test_frozen_batch_norm_keeps_its_statistics(photographs: pd.DataFrame, froze
     assert all(not value.any() for value in statistics) == frozen  # a new network's are zero
 
 
+def test_layers_frozen_until_a_module_stay_as_they_are(photographs: pd.DataFrame) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneParams(name="mobilenetv3_small_050", weights="none"))
+    before = {name: value.clone() for name, value in backbone.body.state_dict().items()}
+    params = PARAMS.model_copy(update={"frozen_until": "blocks.2"})
+    after = safetensors.torch.load(run_training(photographs, params=params))
+    frozen = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.", "blocks.2.")
+    behind = ("blocks.3.", "blocks.4.", "blocks.5.")
+    for name, value in before.items():
+        same = torch.equal(value, after[f"backbone.body.{name}"])
+        if name.startswith(frozen):
+            assert same, name
+        elif name.startswith(behind):
+            assert not same, name
+
+
+def test_nothing_can_be_frozen_until_a_module_that_is_not_there(photographs: pd.DataFrame) -> None:
+    params = PARAMS.model_copy(update={"frozen_until": "blocks.20"})
+    with pytest.raises(OpamError, match=r"^net\.frozen_until: the backbone has no 'blocks\.20'"):
+        run_training(photographs, params=params)
+
+
 def test_step_schedule_is_the_papers() -> None:
     params = TrainingParams(epochs=1)
     factors = [rate_factor(iteration, 100_000, params) for iteration in (0, 24_999, 25_000, 50_000)]

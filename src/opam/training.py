@@ -34,6 +34,7 @@ from opam.distributed import (
     launch,
 )
 from opam.errors import OpamError, cause
+from opam.models.backbones import Backbone
 from opam.progress import progress
 from opam.ranks import processes, rank
 from opam.resume import RESUME, fingerprint
@@ -77,6 +78,12 @@ class TrainingParams(Params):
         False,
         description="batch norm keeps the pretrained statistics; serves small sets of photographs "
         "like those of the pretraining",
+    )
+    frozen_until: str | None = Field(
+        None,
+        description="module of the backbone up to which, and with which, nothing is trained, such "
+        "as blocks.3; faster, and enough for small sets of photographs like those of the "
+        "pretraining; null: all is trained",
     )
 
     @model_validator(mode="after")
@@ -235,6 +242,7 @@ def train(
     network.to(memory_format=cast(Any, torch.channels_last))
     if execution.compile:
         cast(Any, network).backbone.compile()
+    frozen = freeze_until(cast(Any, network).backbone, params.frozen_until, name)
     groups = cast(Any, network).parameter_groups()
     optimizer = torch.optim.SGD(
         [
@@ -274,6 +282,7 @@ def train(
                 table.iloc[order], params.input_size, params.resize, (seed, epoch), params.min_area
             )
             network.train()
+            frozen.eval()
             if params.frozen_batch_norm:
                 freeze_batch_norm(cast(Any, network).backbone)
             total, correct = 0.0, 0.0
@@ -380,6 +389,34 @@ def evaluate(
         correct += right.sum().item()
     loss, correct = added_up(loss, correct, device=device)
     return loss / len(table), correct / len(table)
+
+
+def freeze_until(backbone: Backbone, module: str | None, name: str) -> torch.nn.ModuleList:
+    """Train no layer of the backbone's body up to ``module``; in the order they are defined in.
+
+    Args:
+        backbone: of which ``requires_grad`` is changed.
+        module: name of a module of the body; None: nothing is frozen.
+        name: of the parameters, for the error.
+
+    Returns:
+        The frozen layers; for batch norm in evaluation mode is theirs.
+
+    Raises:
+        OpamError: the body has no such module.
+    """
+    if module is None:
+        return torch.nn.ModuleList()
+    layers = [(n, m) for n, m in backbone.body.named_modules() if [*m.parameters(recurse=False)]]
+    inside = [place for place, (n, _) in enumerate(layers) if f"{n}.".startswith(f"{module}.")]
+    if not inside:
+        known = ", ".join(n for n, _ in backbone.body.named_children())
+        raise OpamError(
+            f"{name}.frozen_until: the backbone has no '{module}'; it has {known}, or take null"
+        )
+    frozen = torch.nn.ModuleList([m for _, m in layers[: inside[-1] + 1]])
+    frozen.requires_grad_(False)
+    return frozen
 
 
 def freeze_batch_norm(network: torch.nn.Module) -> None:
