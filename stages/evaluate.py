@@ -19,7 +19,7 @@ from opam.artifacts import (
     write_table,
 )
 from opam.config import read_params
-from opam.fusion import BRANCHES, fuse
+from opam.fusion import BRANCHES, calibrate, fuse
 from opam.metrics import (
     EvaluationParams,
     ablation_row,
@@ -76,7 +76,9 @@ def main() -> None:
     keypoints = read_table(DATA / "keypoints.parquet", "keypoints")
 
     images = tables["original"][["image_id", "split", "label"]]
-    all_scores = {b: np.stack(table["probabilities"].to_list()) for b, table in tables.items()}
+    raw = np.stack([np.stack(table["probabilities"].to_list()) for table in tables.values()])
+    temperatures = [fusion["temperatures"][branch] for branch in BRANCHES]
+    all_scores = dict(zip(BRANCHES, calibrate(raw, temperatures), strict=True))
     fused = fused_by(all_scores, weights, BRANCHES)
     predictions = images.assign(
         **{branch: scores.argmax(1) for branch, scores in all_scores.items()},

@@ -36,10 +36,11 @@ def main() -> None:
         "objects": objects,
         "parts": read_params("parts", PartParams),
     }
+    fusion = read_json(DATA / "fusion.json")
     content = {
         "format": FORMAT,
         "classes": read_json(DATA / "classes.json"),
-        "fusion": read_json(DATA / "fusion.json")["weights"],
+        "fusion": {name: fusion[name] for name in ("weights", "temperatures")},
         "alignment": read_json(DATA / "neuron_clusters.json"),
         "common": read_json(DATA / "common_component.json"),
         "params": {name: params.model_dump() for name, params in steps.items()},

@@ -36,6 +36,7 @@ def main() -> None:
         FUSION,
         {
             "weights": dict(zip(BRANCHES, fusion.weights, strict=True)),
+            "temperatures": dict(zip(BRANCHES, fusion.temperatures, strict=True)),
             "accuracy": fusion.accuracy,
             "folds": folds,
         },

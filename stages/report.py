@@ -22,7 +22,7 @@ from opam.artifacts import (
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import OpamError
-from opam.fusion import BRANCHES
+from opam.fusion import BRANCHES, calibrate
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
@@ -82,14 +82,15 @@ def read_comparison() -> list[dict[str, Any]]:
     return read_json(path) if path.exists() else []
 
 
-def read_scores() -> dict[str, np.ndarray]:
-    """Probabilities N x C of the test photographs, by each branch and fused."""
+def read_scores(temperatures: dict[str, float]) -> dict[str, np.ndarray]:
+    """Probabilities N x C of the test photographs, by each branch, calibrated, and fused."""
     sources = {branch: (DATA / "scores" / f"{branch}.parquet", "scores") for branch in BRANCHES}
     sources["fused"] = (DATA / "predictions.parquet", "predictions")
     scores = {}
     for branch, source in sources.items():
         table = read_table(*source)
-        scores[branch] = np.stack(table.loc[table["split"] == "test", "probabilities"].to_list())
+        own = np.stack(table.loc[table["split"] == "test", "probabilities"].to_list())
+        scores[branch] = calibrate(own[None], [temperatures.get(branch, 1.0)])[0]
     return scores
 
 
@@ -102,7 +103,7 @@ def main() -> None:
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     finished = gallery.Run(
         photographs=manifest[manifest["split"] == "test"],
-        scores=read_scores(),
+        scores=read_scores(fusion["temperatures"]),
         objects=read_table(DATA / "objects.parquet", "objects").set_index("image_id"),
         parts=read_table(DATA / "aligned_parts.parquet", "aligned_parts").set_index("image_id"),
     )

@@ -94,7 +94,9 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
 def write_figures(data: Path) -> None:
     weights = {"original": 0.3, "object": 0.5, "part": 0.2}
     folds = [{"fold": fold, "weights": weights, "accuracy": 0.5} for fold in range(2)]
-    write_json(data / "fusion.json", {"weights": weights, "accuracy": 0.5, "folds": folds})
+    temperatures = dict.fromkeys(weights, 1.0)
+    fusion = {"weights": weights, "temperatures": temperatures, "accuracy": 0.5, "folds": folds}
+    write_json(data / "fusion.json", fusion)
     interval = {"accuracy_low": 0.4, "accuracy_high": 0.6}
     figures = {"top5": 0.9, "macro_f1": 0.5, "calibration_error": 0.1}
     accuracy = dict.fromkeys(("original", "object", "part", "fused"), 0.5)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from opam import Classifier, cli
 from opam.archive import open_archive
-from opam.artifacts import BOX, read_table
+from opam.artifacts import BOX, read_json, read_table
 from opam.errors import OpamError
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,7 @@ def test_probabilities_boxes_and_clusters_are_the_pipelines(
         branch: read_table(data / f"scores/{branch}.parquet", "scores").set_index("image_id")
         for branch in ("original", "object", "part")
     }
+    temperatures = read_json(data / "fusion.json")["temperatures"]
     found = classifier.classify(list(photographs.values()))
     assert len(found) == len(photographs) > 10
     for image_id, each in zip(photographs, found, strict=True):
@@ -74,9 +75,8 @@ def test_probabilities_boxes_and_clusters_are_the_pipelines(
             each.probabilities["fused"], expected["probabilities"], atol=SAME
         )
         for branch, table in scores.items():
-            np.testing.assert_allclose(
-                each.probabilities[branch], table.loc[image_id, "probabilities"], atol=SAME
-            )
+            powers = table.loc[image_id, "probabilities"] ** (1 / temperatures[branch])
+            np.testing.assert_allclose(each.probabilities[branch], powers / powers.sum(), atol=SAME)
         assert each.label == expected["fused"]
         assert each.object_box.tolist() == objects.loc[image_id, BOX].tolist()
         assert each.parts.tolist() == parts[image_id][BOX].to_numpy().tolist()

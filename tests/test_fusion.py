@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opam.errors import OpamError
-from opam.fusion import Criterion, FusionParams, fold_of, fuse, search_weights, weight_grid
+from opam.fusion import (
+    Criterion,
+    FusionParams,
+    calibrate,
+    fold_of,
+    fuse,
+    search_weights,
+    temperature,
+    weight_grid,
+)
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,10 +27,19 @@ def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.
     return (scores / scores.sum(2, keepdims=True)).astype(np.float32), labels
 
 
+def literal_calibrated(branch: np.ndarray, labels: np.ndarray, images: list[int]) -> np.ndarray:
+    """All images' probabilities at the temperature of the given ones, by powers."""
+    power = 1 / temperature(branch[images], labels[images])
+    return np.stack([(own := row.astype(float) ** power) / own.sum() for row in branch])
+
+
 def literal_best(
     scores: np.ndarray, labels: np.ndarray, images: list[int], parts: int, criterion: Criterion
 ) -> tuple[float, ...]:
     """The best weights by loops: accuracy and likelihood, the criterion first, then nearness."""
+    scores = scores.astype(float)
+    if criterion == "likelihood":
+        scores = np.stack([literal_calibrated(branch, labels, images) for branch in scores])
     ranked = []
     for first, second in product(range(parts + 1), repeat=2):
         if first + second > parts:
@@ -84,13 +102,64 @@ def test_the_search_is_that_of_literal_loops(
         weights = literal_best(scores, labels, rest, 4, criterion)
         assert found.fold_weights[held_out] == pytest.approx(weights)
         own = [image for image in everything if fold[image] == held_out]
+        answers = scores
+        if criterion == "likelihood":
+            answers = np.stack([literal_calibrated(branch, labels, rest) for branch in scores])
         hits = [
-            int(np.argmax(np.tensordot(weights, scores[:, image], 1)) == labels[image])
+            int(np.argmax(np.tensordot(weights, answers[:, image], 1)) == labels[image])
             for image in own
         ]
         assert found.fold_accuracy[held_out] == pytest.approx(np.mean(hits))
         right += sum(hits)
     assert found.accuracy == pytest.approx(right / images)
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
+def test_a_temperature_brings_back_what_was_flattened(power: float) -> None:
+    """Labels drawn with known probabilities; the temperature undoes a power of them."""
+    rng = np.random.default_rng(0)
+    truth = rng.dirichlet(np.ones(4), 4000)
+    labels = np.array([rng.choice(4, p=row) for row in truth])
+    shown = truth**power / (truth**power).sum(1, keepdims=True)
+    found = temperature(shown, labels)
+    assert found == pytest.approx(power, rel=0.1)
+    back = calibrate(shown[None], [power])[0]
+    np.testing.assert_allclose(back, truth, atol=1e-6)
+
+
+def test_a_temperature_is_the_best_of_many() -> None:
+    scores, labels = random_scores(50, 4, 3)
+    found = temperature(scores[0], labels)
+
+    def loss(value: float) -> float:
+        powers = scores[0].astype(float) ** (1 / value)
+        own = powers[np.arange(50), labels] / powers.sum(1)
+        return -float(np.log(own).mean())
+
+    others = [loss(value) for value in np.geomspace(0.1, 10, 200)]
+    assert loss(found) <= min(others) + 1e-6
+
+
+def test_temperatures_stay_in_range_where_a_branch_is_always_right_or_always_wrong() -> None:
+    certain = np.array([[0.9, 0.1]] * 5)
+    assert temperature(certain, np.zeros(5, dtype=int)) == pytest.approx(0.1, rel=0.01)
+    assert temperature(certain, np.ones(5, dtype=int)) == pytest.approx(10, rel=0.01)
+    assert np.isfinite(calibrate(np.array([[[1.0, 0.0]]]), [0.1])).all()
+
+
+def test_a_branch_that_is_right_but_unsure_keeps_its_say() -> None:
+    """The same answers, once flattened: without a temperature the flat one would get nothing."""
+    rng = np.random.default_rng(1)
+    truth = rng.dirichlet(np.full(3, 0.3), (2, 300))
+    joint = truth[0] * truth[1]
+    joint /= joint.sum(1, keepdims=True)
+    labels = np.array([rng.choice(3, p=row) for row in joint])
+    flat = truth[1] ** 0.3 / (truth[1] ** 0.3).sum(1, keepdims=True)
+    found = search_weights(np.stack([truth[0], flat]), labels, 5, 0.1, 0, "likelihood")
+    assert found.temperatures[1] < found.temperatures[0]
+    assert 0.3 <= found.weights[1] <= 0.7
+    plain = search_weights(np.stack([truth[0], flat]), labels, 5, 0.1, 0, "accuracy")
+    assert plain.temperatures == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("branch", [0, 1, 2])

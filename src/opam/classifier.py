@@ -23,7 +23,7 @@ from opam.config import section_of
 from opam.crops import centre_boxes, cut
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, fuse
+from opam.fusion import BRANCHES, calibrate, fuse
 from opam.images import read_image, to_rgb
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network
@@ -42,7 +42,7 @@ STEPS: dict[str, Any] = {
 }
 """Sections of params.yaml that a bundle carries."""
 
-FORMAT = 1
+FORMAT = 2
 BUNDLE = "bundle.json"
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -84,7 +84,9 @@ class Classifier:
                     "export it anew"
                 )
             self.classes: list[str] = [str(name) for name in content["classes"]]
-            self.fusion_weights = np.array([content["fusion"][name] for name in BRANCHES])
+            fusion = content["fusion"]
+            self.fusion_weights = np.array([fusion["weights"][name] for name in BRANCHES])
+            self.temperatures = np.array([fusion["temperatures"][name] for name in BRANCHES])
             self.response: str = content["alignment"]["response"]
             self.clusters = np.array(content["alignment"]["cluster_of_neuron"], dtype=np.int64)
             self.mean = np.array(content["common"]["mean"], dtype=np.float64)
@@ -172,14 +174,16 @@ class Classifier:
 
         whole = [np.array([[0, 0, *size]]) for size in sizes]
         first = [np.zeros(1, dtype=np.int64)] * len(images)
-        scores = {
-            "original": self._scores("original", photographs, whole, first),
-            "object": self._scores("object", photographs, [box[None] for box in boxes], first),
-            "part": self._scores("part", photographs, parts, clusters),
-        }
-        scores["fused"] = fuse(
-            np.stack([scores[branch] for branch in BRANCHES]), self.fusion_weights
-        ).astype(np.float32)
+        own = np.stack(
+            [
+                self._scores("original", photographs, whole, first),
+                self._scores("object", photographs, [box[None] for box in boxes], first),
+                self._scores("part", photographs, parts, clusters),
+            ]
+        )
+        calibrated = calibrate(own, self.temperatures)
+        scores = dict(zip(BRANCHES, calibrated.astype(np.float32), strict=True))
+        scores["fused"] = fuse(calibrated, self.fusion_weights).astype(np.float32)
         labels = scores["fused"].argmax(1)
         return [
             Classification(

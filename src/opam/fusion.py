@@ -1,4 +1,9 @@
-"""Fusion (paper, section III-E): one weighted mean of what original, object and parts say."""
+"""Fusion (paper, section III-E): one weighted mean of what original, object and parts say.
+
+A network trained with label smoothing, or the mean over several parts, is less sure than it is
+right, and not all branches alike. One temperature a branch makes them comparable first (Guo et
+al., "On Calibration of Modern Neural Networks", ICML 2017).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +12,15 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
 from opam.config import Params
 from opam.errors import OpamError
 
 Criterion = Literal["accuracy", "likelihood"]
+SHARPEST = 10.0
+"""One over the least temperature, and the greatest: a few photographs say no more."""
 BRANCHES = ("original", "object", "part")
 """What is fused: the probabilities by the whole photograph, by its object, by its parts."""
 
@@ -23,8 +32,9 @@ class FusionParams(Params):
     folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
     criterion: Criterion = Field(
         "likelihood",
-        description="likelihood: the weights under which the labels are most probable, which a few "
-        "photographs do not upset; accuracy: those that are right most often, as in the paper",
+        description="likelihood: the temperatures, and then the weights, under which the labels "
+        "are most probable, which a few photographs do not upset; accuracy: the weights that are "
+        "right most often, without temperatures, as in the paper",
     )
 
 
@@ -34,6 +44,7 @@ class Fusion:
 
     Attributes:
         weights: one a branch, summing to 1, best on all images.
+        temperatures: one a branch, best on all images; for `calibrate`.
         fold_accuracy: accuracy on each held-out fold of the weights chosen on the others.
         fold_weights: those weights.
         accuracy: share of all images that are right when held out; what to expect of the
@@ -41,6 +52,7 @@ class Fusion:
     """
 
     weights: tuple[float, ...]
+    temperatures: tuple[float, ...]
     fold_accuracy: tuple[float, ...]
     fold_weights: tuple[tuple[float, ...], ...]
     accuracy: float
@@ -49,6 +61,37 @@ class Fusion:
 def fuse(scores: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
     """Weighted sum over branches: M x N x C scores to float64 N x C."""
     return np.tensordot(np.asarray(weights, dtype=np.float64), np.asarray(scores), axes=1)
+
+
+def calibrate(scores: np.ndarray, temperatures: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Every branch's probabilities at its own temperature: the softmax of their logs over it.
+
+    Args:
+        scores: float M x N x C, probabilities.
+        temperatures: M, above 0; 1 changes nothing.
+
+    Returns:
+        float64 M x N x C.
+    """
+    divisor = np.asarray(temperatures, dtype=np.float64)[:, None, None]
+    return softmax(np.log(np.maximum(scores, 1e-12, dtype=np.float64)) / divisor, axis=2)
+
+
+def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature under which the labels are most probable, 0.1..10.
+
+    Args:
+        scores: float N x C, one branch's probabilities.
+        labels: int N, 0..C-1.
+    """
+    logs = np.log(np.maximum(scores, 1e-12, dtype=np.float64))
+    rows = np.arange(len(labels))
+
+    def loss(inverse: float) -> float:  # convex in one over the temperature
+        return -float(log_softmax(logs * inverse, axis=1)[rows, labels].mean())
+
+    found = minimize_scalar(loss, bounds=(1 / SHARPEST, SHARPEST), method="bounded")
+    return 1 / float(found.x)
 
 
 def weight_grid(branches: int, step: float) -> np.ndarray:
@@ -79,7 +122,7 @@ def search_weights(
 
     By accuracy, the weights that are right most often win; among equals those of the least mean
     negative log-likelihood, then those closest to equal weights. By likelihood, the first two
-    change places.
+    change places, and each branch is calibrated first.
 
     Args:
         scores: float M x N x C, each branch's class probabilities.
@@ -97,28 +140,36 @@ def search_weights(
             f"fusion.folds: {folds} folds of {len(labels)} val images; lower it or raise "
             "prepare.val_fraction"
         )
+    scores, labels = np.asarray(scores), np.asarray(labels)
     grid = weight_grid(len(scores), step)
-    rows = np.arange(len(labels))
-    correct = np.empty((len(grid), len(labels)), dtype=bool)
-    loss = np.empty((len(grid), len(labels)))
-    for point, weights in enumerate(grid):
-        fused = fuse(scores, weights)
-        correct[point] = fused.argmax(1) == labels
-        loss[point] = -np.log(np.maximum(fused[rows, labels], 1e-12))
     distance = np.square(grid - 1 / len(scores)).sum(1)
 
-    def best(chosen: np.ndarray) -> int:
-        keys = [loss[:, chosen].mean(1), -correct[:, chosen].mean(1)]
+    def best(chosen: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Weights and temperatures on the chosen images."""
+        own, truth = scores[:, chosen], labels[chosen]
+        temperatures = (1.0,) * len(scores)
         if criterion == "likelihood":
-            keys.reverse()
-        return int(np.lexsort((distance, *keys))[0])
+            temperatures = tuple(temperature(branch, truth) for branch in own)
+        own = calibrate(own, temperatures)
+        wrong, loss = np.empty((2, len(grid)))
+        for point, weights in enumerate(grid):
+            fused = fuse(own, weights)
+            wrong[point] = (fused.argmax(1) != truth).mean()
+            loss[point] = -np.log(np.maximum(fused[np.arange(len(truth)), truth], 1e-12)).mean()
+        keys = (loss, wrong) if criterion == "accuracy" else (wrong, loss)
+        return tuple(grid[np.lexsort((distance, *keys))[0]].tolist()), temperatures
 
-    fold = fold_of(np.asarray(labels), folds, seed)
-    points = [best(fold != held_out) for held_out in range(folds)]
-    held_out_right = correct[np.array(points)[fold], rows]
+    fold = fold_of(labels, folds, seed)
+    found = [best(fold != held_out) for held_out in range(folds)]
+    right = np.empty(len(labels), dtype=bool)
+    for held_out, (weights, temperatures) in enumerate(found):
+        own = fold == held_out
+        right[own] = fuse(calibrate(scores[:, own], temperatures), weights).argmax(1) == labels[own]
+    weights, temperatures = best(np.ones(len(labels), dtype=bool))
     return Fusion(
-        weights=tuple(grid[best(rows >= 0)].tolist()),
-        fold_accuracy=tuple(float(held_out_right[fold == f].mean()) for f in range(folds)),
-        fold_weights=tuple(tuple(grid[point].tolist()) for point in points),
-        accuracy=float(held_out_right.mean()),
+        weights=weights,
+        temperatures=temperatures,
+        fold_accuracy=tuple(float(right[fold == f].mean()) for f in range(folds)),
+        fold_weights=tuple(each for each, _ in found),
+        accuracy=float(right.mean()),
     )

@@ -12,7 +12,8 @@ def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -
         metrics: content of ``metrics.json``.
     """
     accuracy, fused = metrics["accuracy"], metrics["fused"]
-    weights = ", ".join(f"{branch} {weight:.2g}" for branch, weight in bundle["fusion"].items())
+    fusion = bundle["fusion"]["weights"]
+    weights = ", ".join(f"{branch} {weight:.2g}" for branch, weight in fusion.items())
     rows = "\n".join(f"| {branch} | {value:.1%} |" for branch, value in accuracy.items())
     box = metrics.get("object_box")
     localisation = (

@@ -19,7 +19,7 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.errors import OpamError
-from opam.fusion import BRANCHES
+from opam.fusion import BRANCHES, calibrate
 from opam.images import read_image
 from opam.metrics import box_iou
 from opam.objects import ObjectParams, chosen_map
@@ -249,19 +249,21 @@ def probabilities(photograph: Photograph) -> Panel:
     if photograph.split == "train":
         text = "Training photographs are not scored: the networks have seen them"
         return Panel(title, remark(text), "")
-    tables = [photograph.row(f"scores/{branch}.parquet", "scores") for branch in BRANCHES]
-    tables.append(photograph.row("predictions.parquet"))
-    scores = np.stack([row["probabilities"] for row in tables])
+    rows = [photograph.row(f"scores/{branch}.parquet", "scores") for branch in BRANCHES]
+    own = np.stack([row["probabilities"] for row in rows])
+    temperatures = read_json(photograph.data / "fusion.json")["temperatures"]
+    calibrated = calibrate(own[:, None], [temperatures[branch] for branch in BRANCHES])[:, 0]
+    scores = np.stack([*calibrated, photograph.row("predictions.parquet")["probabilities"]])
     best = np.argsort(-scores[-1], kind="stable")[:TOP]
     names = [photograph.classes[label] for label in best]
-    rows = [
+    shown = [
         (f"{name}  (true)" if name == photograph.class_name else name, scores[:, label].tolist())
         for name, label in zip(names, best, strict=True)
     ]
     caption = "bars of each class, from above: " + ", ".join(SHOWN)
     if photograph.class_name not in names:
         caption += f"; the true class, {photograph.class_name}, is not among the first {len(names)}"
-    return Panel(title, bars(rows, BRANCH_COLOURS), caption)
+    return Panel(title, bars(shown, BRANCH_COLOURS), caption)
 
 
 STEPS: tuple[Callable[[Photograph], Panel], ...] = (
