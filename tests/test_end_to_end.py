@@ -165,7 +165,7 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     html = (repro / "page/index.html").read_text()
     for title in ("Validation accuracy", "Training loss", "Ablation", "Confusion", "right_1.jpg"):
         assert title in html
-    ran = dvc(repro, "exp", "run", "-S", "fusion.step=0.25", "-n", "coarse")
+    ran = dvc(repro, "exp", "run", "-S", "fusion.criterion=accuracy", "-n", "paper")
     assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
         "fuse",
         "evaluate",
@@ -175,10 +175,10 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
         "report",
     ]
     experiments = dvc(repro, "exp", "show", "--csv")
-    assert "coarse" in experiments
+    assert "paper" in experiments
     assert "accuracy.fused" in experiments
     changed = json.loads(dvc(repro, "params", "diff", "--json"))
-    assert "fusion.step" in json.dumps(changed)
+    assert "fusion.criterion" in json.dumps(changed)
     dvc(repro, "metrics", "diff")
 
 
