@@ -22,6 +22,7 @@ from project import ROOT, copy_project, environment
 from opam.artifacts import read_json, read_table, write_json
 from opam.fusion import BRANCHES
 from opam.report.page.gallery import commit
+from opam.report.results import compared
 
 ABLATION = Path(__file__).with_name("ablation.json")
 
@@ -79,9 +80,8 @@ def figures(data: Path) -> dict[str, float]:
 
 
 def measured(params: dict[str, Any]) -> dict[str, Any]:
-    """What the figures depend on beside the seed, and not where the photographs lie."""
-    dataset = {**params["dataset"], "path": None}
-    return {**params, "dataset": dataset, "execution": None, "seed": None}
+    """What the figures depend on beside the seed."""
+    return {**compared(params), "seed": None}
 
 
 def other_seeds(path: Path, params: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:

@@ -128,13 +128,13 @@ def _mean(shares: np.ndarray, style: str) -> str:
     return text
 
 
+def compared(params: dict[str, Any]) -> dict[str, Any]:
+    """What the figures depend on: not where the photographs lie, nor on what machine it runs."""
+    return {**params, "dataset": {**params["dataset"], "path": None}, "execution": None}
+
+
 def preset_of(params: dict[str, Any], presets: Path) -> str:
     """The preset that params.yaml is, whatever path and execution are, or that it is none."""
-
-    def compared(content: dict[str, Any]) -> dict[str, Any]:
-        dataset = {**content["dataset"], "path": None}
-        return {**content, "dataset": dataset, "execution": None}
-
     for path in sorted(presets.glob("*.yaml")):
         if compared(read_yaml(path)) == compared(params):
             return f"preset `{path.stem}`"
