@@ -22,9 +22,7 @@ from project import ROOT, copy_project, environment
 from opam.artifacts import read_json, read_table, write_json
 from opam.fusion import BRANCHES
 from opam.report.page.gallery import commit
-from opam.report.results import compared
-
-ABLATION = Path(__file__).with_name("ablation.json")
+from opam.report.results import ABLATION, measured
 
 
 def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -77,11 +75,6 @@ def figures(data: Path) -> dict[str, float]:
     if "object_box" in metrics:
         found["CorLoc"] = metrics["object_box"]["corloc"]
     return found
-
-
-def measured(params: dict[str, Any]) -> dict[str, Any]:
-    """What the figures depend on beside the seed."""
-    return {**compared(params), "seed": None}
 
 
 def other_seeds(path: Path, params: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:

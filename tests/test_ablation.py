@@ -9,9 +9,10 @@ from small_project import ROOT
 
 from opam.artifacts import write_json
 from opam.report.check_params import check
+from opam.report.results import measured
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from ablation import changed, measured, other_seeds, variants
+from ablation import changed, other_seeds, variants
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 

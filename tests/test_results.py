@@ -8,12 +8,14 @@ import yaml
 from made_up_run import make_up_run
 from small_project import ROOT
 
-from opam.artifacts import write_csv
+from opam.artifacts import write_csv, write_json
 from opam.errors import OpamError
 from opam.report import summary
 from opam.report.results import (
+    ABLATION,
     combinations_text,
     comparison_text,
+    measured,
     preset_of,
     results_text,
     steps_text,
@@ -88,6 +90,22 @@ def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| bcnn | 25.0% |" in text
     assert "| original+object+part | 50.0% | 40.0% to 60.0% |" in text
     assert "2 classes (photographs: 2 train, 0 val, 4 test)" in text
+
+
+def test_the_page_shows_an_ablation_of_the_same_params_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_up_run(tmp_path, 4, ["one", "two"])
+    monkeypatch.chdir(tmp_path)
+    write_csv(Path("data/comparison.csv"), COMPARISON)
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    row = {"variant": "as it is", "commit": "0123abc", "object": 0.5, "fused": 0.25}
+    rows = [{**row, "seed": seed} for seed in (3, 4)]
+    write_json(ABLATION, {"params": measured({**params, "seed": 9, "baselines": {}}), "rows": rows})
+    assert "means over 2 seeds, commit 0123abc" in " ".join(results_text().split())
+    params["parts"]["n_parts"] += 1
+    write_json(ABLATION, {"params": measured(params), "rows": rows})
+    assert "0123abc" not in results_text()
 
 
 def test_changes_are_compared_between_runs_of_the_same_seed() -> None:

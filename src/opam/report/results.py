@@ -133,6 +133,11 @@ def compared(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "dataset": {**params["dataset"], "path": None}, "execution": None}
 
 
+def measured(params: dict[str, Any]) -> dict[str, Any]:
+    """What the ablation's figures depend on beside the seed: nothing of the other systems."""
+    return {**compared(params), "baselines": None, "seed": None}
+
+
 def preset_of(params: dict[str, Any], presets: Path) -> str:
     """The preset that params.yaml is, whatever path and execution are, or that it is none."""
     for path in sorted(presets.glob("*.yaml")):
@@ -209,8 +214,9 @@ Share of test photographs in which a part of each cluster holds the named locati
 
 {parts_text(locations)}
 """
-    if ABLATION.exists():
-        rows = read_json(ABLATION)["rows"]
+    ablated = read_json(ABLATION) if ABLATION.exists() else {}
+    if ablated.get("params") == measured(params):
+        rows = ablated["rows"]
         commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
         text += f"""
 ## What each step is worth
