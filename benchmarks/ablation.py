@@ -2,9 +2,9 @@
 
 Run: ``make ablation``, or ``python benchmarks/ablation.py 0 1 2`` with seeds of your own. Every
 variant is run by DVC in a copy of the project that shares its cache, so that it computes what it
-changes and nothing else, and an interrupted ablation goes on where it stood. Seeds may be run on
-different days: those that benchmarks/ablation.json has for the same params are kept. `make results`
-writes the table.
+changes and nothing else. What benchmarks/ablation.json already has for the same params and
+photographs is kept, with its commit: an interrupted ablation goes on where it stood, and seeds may
+be run on different days. Delete the file to measure anew. `make results` writes the table.
 """
 
 import copy
@@ -77,14 +77,10 @@ def figures(data: Path) -> dict[str, float]:
     return found
 
 
-def other_seeds(path: Path, params: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
-    """Rows that ``path`` holds of the same params and of none of ``seeds``."""
-    if not path.exists():
-        return []
-    found = read_json(path)
-    if found["params"] != measured(params):
-        return []
-    return [row for row in found["rows"] if row["seed"] not in seeds]
+def rows_so_far(path: Path, ablated: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that ``path`` holds of what `measured` gave; none if it is not there."""
+    found = read_json(path) if path.exists() else {}
+    return list(found["rows"]) if found.get("measured") == ablated else []
 
 
 def main() -> None:
@@ -94,7 +90,6 @@ def main() -> None:
     cache = subprocess.run(
         ["dvc", "cache", "dir"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-    rows = other_seeds(ABLATION, params, seeds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_project(Path(temporary) / "project", params)
 
@@ -102,15 +97,22 @@ def main() -> None:
             subprocess.run(["dvc", *arguments], cwd=folder, env=environment(folder), check=True)
 
         dvc("cache", "dir", "--local", str((ROOT / cache).resolve()))
+        dvc("repro", "prepare")
+        ablated = measured(params, read_table(folder / "data/manifest.parquet", "manifest"))
+        rows = rows_so_far(ABLATION, ablated)
+        known = {(row["variant"], row["seed"]): row["commit"] for row in rows}
         for seed in seeds:
             for name, changes in variants(params).items():
+                if (name, seed) in known:
+                    print(f"seed {seed}: {name}: measured at {known[name, seed]}", flush=True)
+                    continue
                 print(f"seed {seed}: {name}", flush=True)
                 text = yaml.safe_dump(changed(params, changes, seed), sort_keys=False)
                 (folder / "params.yaml").write_text(text)
                 dvc("repro", "evaluate")
                 found = figures(folder / "data")
                 rows.append({"variant": name, "seed": seed, "commit": commit(), **found})
-                write_json(ABLATION, {"params": measured(params), "rows": rows})
+                write_json(ABLATION, {"measured": ablated, "rows": rows})
 
 
 if __name__ == "__main__":

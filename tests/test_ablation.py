@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from small_project import ROOT
@@ -12,7 +13,7 @@ from opam.report.check_params import check
 from opam.report.results import measured
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from ablation import changed, other_seeds, variants
+from ablation import changed, rows_so_far, variants
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -32,11 +33,14 @@ def test_a_change_is_valid_and_no_other(name: str, tmp_path) -> None:
     assert found == {key: value for key, value in PARAMS.items() if key != "seed"}
 
 
-def test_seeds_of_other_days_are_kept_while_the_params_stay(tmp_path: Path) -> None:
+def test_rows_are_kept_while_params_and_photographs_stay(tmp_path: Path) -> None:
     path = tmp_path / "ablation.json"
-    assert other_seeds(path, PARAMS, [0]) == []
+    small = pd.DataFrame({"width": [3, 4], "height": [2, 2]})
+    ablated = measured(PARAMS, small)
+    assert rows_so_far(path, ablated) == []
     rows = [{"variant": "as it is", "seed": seed, "fused": 0.5} for seed in (0, 1)]
-    write_json(path, {"params": measured(PARAMS), "rows": rows})
+    write_json(path, {"measured": ablated, "rows": rows})
     moved = changed(PARAMS, {"dataset.path": "/elsewhere", "execution.threads": 7}, seed=3)
-    assert other_seeds(path, moved, [1, 2]) == rows[:1]
-    assert other_seeds(path, changed(PARAMS, {"parts.n_parts": 4}, seed=0), [1, 2]) == []
+    assert rows_so_far(path, measured({**moved, "baselines": {}}, small)) == rows
+    assert rows_so_far(path, measured(PARAMS, small * 2)) == []
+    assert rows_so_far(path, measured(changed(PARAMS, {"parts.n_parts": 4}, seed=0), small)) == []

@@ -8,7 +8,7 @@ import yaml
 from made_up_run import make_up_run
 from small_project import ROOT
 
-from opam.artifacts import write_csv, write_json
+from opam.artifacts import read_table, write_csv, write_json
 from opam.errors import OpamError
 from opam.report import summary
 from opam.report.results import (
@@ -101,11 +101,14 @@ def test_the_page_shows_an_ablation_of_the_same_params_alone(
     params = yaml.safe_load(Path("params.yaml").read_text())
     row = {"variant": "as it is", "commit": "0123abc", "object": 0.5, "fused": 0.25}
     rows = [{**row, "seed": seed} for seed in (3, 4)]
-    write_json(ABLATION, {"params": measured({**params, "seed": 9, "baselines": {}}), "rows": rows})
+    manifest = read_table(Path("data/manifest.parquet"), "manifest")
+    alike = measured({**params, "seed": 9, "baselines": {}}, manifest)
+    write_json(ABLATION, {"measured": alike, "rows": rows})
     assert "means over 2 seeds, commit 0123abc" in " ".join(results_text().split())
     params["parts"]["n_parts"] += 1
-    write_json(ABLATION, {"params": measured(params), "rows": rows})
-    assert "0123abc" not in results_text()
+    for other in (measured(params, manifest), {**alike, "pixels": alike["pixels"] * 2}):
+        write_json(ABLATION, {"measured": other, "rows": rows})
+        assert "0123abc" not in results_text()
 
 
 def test_changes_are_compared_between_runs_of_the_same_seed() -> None:

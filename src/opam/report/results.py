@@ -133,9 +133,16 @@ def compared(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "dataset": {**params["dataset"], "path": None}, "execution": None}
 
 
-def measured(params: dict[str, Any]) -> dict[str, Any]:
-    """What the ablation's figures depend on beside the seed: nothing of the other systems."""
-    return {**compared(params), "baselines": None, "seed": None}
+def measured(params: dict[str, Any], manifest: pd.DataFrame) -> dict[str, Any]:
+    """What the ablation's figures depend on beside the seed: nothing of the other systems.
+
+    The number of photographs and their pixels tell a data set from its smaller copies.
+    """
+    return {
+        "params": {**compared(params), "baselines": None, "seed": None},
+        "photographs": len(manifest),
+        "pixels": int((manifest["width"] * manifest["height"]).sum()),
+    }
 
 
 def preset_of(params: dict[str, Any], presets: Path) -> str:
@@ -215,7 +222,7 @@ Share of test photographs in which a part of each cluster holds the named locati
 {parts_text(locations)}
 """
     ablated = read_json(ABLATION) if ABLATION.exists() else {}
-    if ablated.get("params") == measured(params):
+    if ablated.get("measured") == measured(params, manifest):
         rows = ablated["rows"]
         commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
         text += f"""
