@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from opam.alignment import AlignmentParams, assign_parts, cluster_neurons, group_activations
+from opam.alignment import (
+    AlignmentParams,
+    assign_parts,
+    cluster_neurons,
+    contrast,
+    group_activations,
+)
 from opam.artifacts import BOX, read_table, write_json, write_table
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_ahead
@@ -29,30 +35,35 @@ def main() -> None:
     seed = read_params("seed", int)
     params = read_params("alignment", AlignmentParams)
     execution = read_params("execution", ExecutionParams)
-    paths = read_table(MANIFEST, "manifest").set_index("image_id")["path"]
+    manifest = read_table(MANIFEST, "manifest").set_index("image_id")
     parts = read_table(PARTS, "parts")
     network, settings = read_network(CLASSNET)
-
     weights, module = network.neuron_weights(params.convolution)
-    clusters = cluster_neurons(weights.numpy(), params.clusters, seed)
 
     device = prepare_device(execution)
     network.to(device)
     boxes = {image_id: table.to_numpy() for image_id, table in parts.groupby("image_id")[BOX]}
-    dataset = PhotographCrops(
-        [paths[image_id] for image_id in boxes], list(boxes.values()), settings["input_size"]
-    )
-    assigned, excited = [], []
+    images = manifest.loc[list(boxes)]
+    dataset = PhotographCrops(list(images["path"]), list(boxes.values()), settings["input_size"])
+    responses = []
     crops_of = load_ahead(dataset, execution.workers)
     for crops in progress(crops_of, len(dataset), "alignment"):
         with torch.inference_mode(), autocast(device):
-            responses = network.neuron_responses(crops.to(device), module)
-        activations = responses.float().cpu().numpy()
-        cluster = assign_parts(activations, clusters)
-        assigned.append(cluster)
-        sums = group_activations(activations, clusters)
-        excited.append(sums[np.arange(len(cluster)), cluster])
-    parts = parts.assign(cluster=np.concatenate(assigned), activation=np.concatenate(excited))
+            found = network.neuron_responses(crops.to(device), module)
+        responses.append(found.float().cpu().numpy())
+
+    if params.similarity == "contrast" and params.clusters > 1:
+        of_training = np.flatnonzero(images["split"] == "train")
+        vectors = contrast(np.stack([responses[i] for i in of_training]))
+    else:
+        vectors = weights.numpy()
+    clusters = cluster_neurons(vectors, params.clusters, seed)
+    cluster = [assign_parts(activations, clusters) for activations in responses]
+    excited = [
+        group_activations(activations, clusters)[np.arange(len(assigned)), assigned]
+        for activations, assigned in zip(responses, cluster, strict=True)
+    ]
+    parts = parts.assign(cluster=np.concatenate(cluster), activation=np.concatenate(excited))
     write_table(ALIGNED_PARTS, "aligned_parts", parts)
     write_json(
         NEURON_CLUSTERS,

@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.alignment import assign_parts, cluster_neurons, cosine_similarity, group_activations
+from opam.alignment import (
+    assign_parts,
+    cluster_neurons,
+    contrast,
+    cosine_similarity,
+    group_activations,
+)
 from opam.errors import OpamError
 
 
@@ -96,6 +102,46 @@ def test_one_cluster_holds_all() -> None:
 def test_more_clusters_than_neurons_are_refused() -> None:
     with pytest.raises(OpamError, match=r"alignment\.clusters: 5 clusters of 4 neurons"):
         cluster_neurons(np.ones((4, 2)), 5, seed=0)
+
+
+def test_contrast_by_loops() -> None:
+    responses = np.random.default_rng(0).random((3, 2, 5)).astype(np.float32)
+    vectors = contrast(responses)
+    assert vectors.shape == (5, 6)
+    for neuron in range(5):
+        for photograph in range(3):
+            both = responses[photograph, :, neuron].astype(float)
+            for part in range(2):
+                expected = both[part] - (both[0] + both[1]) / 2
+                assert vectors[neuron, 2 * photograph + part] == pytest.approx(expected)
+
+
+def test_contrast_tells_parts_apart_where_like_weights_do_not() -> None:
+    """Neurons for heads and for bodies, in two colours: weights are alike within a colour."""
+    rng = np.random.default_rng(0)
+    body, colour = np.repeat([0, 1, 0, 1], 8), np.repeat([0, 1], 16)
+    weights = np.eye(2)[colour] + 0.05 * rng.normal(size=(32, 2))
+    assert cluster_neurons(weights, 2, seed=0).tolist() == colour.tolist()
+    # Each photograph has a colour, to which neurons of that colour respond more, and shows the
+    # head in its first or in its second part.
+    photographs = rng.integers(0, 2, 100)
+    first = rng.integers(0, 2, 100)
+    what = np.stack([first, 1 - first], 1)
+    seen = 0.5 + (photographs[:, None, None] == colour)
+    responses = seen * (what[:, :, None] == body) + 0.1 * rng.random((100, 2, 32))
+    clusters = cluster_neurons(contrast(responses), 2, seed=0)
+    assert clusters.tolist() == body.tolist()
+    assigned = np.stack([assign_parts(each, clusters) for each in responses])
+    np.testing.assert_array_equal(assigned, what)
+
+
+def test_one_part_has_no_contrast() -> None:
+    with pytest.raises(OpamError, match=r"parts\.n_parts is 1"):
+        contrast(np.ones((3, 1, 5)))
+
+
+def test_photographs_whose_parts_are_one_box_can_be_clustered() -> None:
+    assert set(cluster_neurons(contrast(np.ones((3, 2, 6))), 2, seed=0).tolist()) <= {0, 1}
 
 
 def literal_sums(activations: np.ndarray, clusters: np.ndarray) -> np.ndarray:

@@ -112,6 +112,7 @@ EXPECTED: dict[str, list[str]] = {
     },
     "alignment.clusters": FROM_ALIGNMENT,
     "alignment.convolution": FROM_ALIGNMENT,
+    "alignment.similarity": FROM_ALIGNMENT,
     **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
     **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
     "fusion.step": FROM_SCORES[1:],

@@ -1,5 +1,7 @@
 """Part alignment (paper, section III-D): which of a photograph's parts show the same thing."""
 
+from typing import Literal
+
 import numpy as np
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
@@ -15,13 +17,44 @@ class AlignmentParams(Params):
     convolution: str | None = Field(
         None, description="the convolution whose neurons are clustered; null: the penultimate one"
     )
+    similarity: Literal["weights", "contrast"] = Field(
+        "weights",
+        description="neurons are alike that have like weights, as in the paper, or, contrast, that "
+        "prefer the same one of a photograph's parts, which tells the parts apart more often",
+    )
+
+
+def contrast(responses: np.ndarray) -> np.ndarray:
+    """Which of a photograph's parts each neuron prefers, and by how much.
+
+    Weights say what a neuron looks for, not where that is found: neurons for one class's head and
+    another's wing may have like weights. Clusters of contrasts are those that tell the parts of a
+    photograph apart.
+
+    Args:
+        responses: float N x P x C, spatial mean of each neuron on the P parts of N photographs.
+
+    Returns:
+        float64 C x (N P): how far a neuron's response to each part is from its mean over the
+        parts of the same photograph; a row a neuron, for `cluster_neurons`.
+
+    Raises:
+        OpamError: one part a photograph, which no neuron can prefer.
+    """
+    if responses.shape[1] == 1:
+        raise OpamError(
+            "alignment.similarity: contrast compares the parts of a photograph, and parts.n_parts "
+            "is 1; set alignment.clusters to 1, or similarity to weights"
+        )
+    responses = np.asarray(responses, dtype=np.float64)
+    return (responses - responses.mean(1, keepdims=True)).reshape(-1, responses.shape[2]).T
 
 
 def cosine_similarity(weights: np.ndarray) -> np.ndarray:
-    """Cosine similarity of every pair of weight vectors; 0 with a zero vector.
+    """Cosine similarity of every pair of neurons' vectors; 0 with a zero vector.
 
     Args:
-        weights: float C_out x ...; every row is one neuron's weight vector.
+        weights: float C_out x ...; every row is one neuron's weights, or its `contrast`.
 
     Returns:
         float64 C_out x C_out, -1..1.
@@ -33,13 +66,13 @@ def cosine_similarity(weights: np.ndarray) -> np.ndarray:
 
 
 def cluster_neurons(weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Group neurons by spectral clustering on the cosine similarity of their weights.
+    """Group neurons by spectral clustering on the cosine similarity of their vectors.
 
     Similarities are shifted from -1..1 to 0..1: cutting the negative ones off instead would
     leave neurons without any neighbour, and such a graph falls apart into its loners.
 
     Args:
-        weights: float C_out x ..., one weight vector a neuron.
+        weights: float C_out x ...; every row is one neuron's weights, or its `contrast`.
         n_clusters: number of groups m.
         seed: of the clustering.
 

@@ -1,0 +1,104 @@
+"""Do a photograph's two parts differ in meaning? Layers, similarities and assignments compared.
+
+Run: ``python benchmarks/alignment.py SPLIT CONVOLUTION...`` after a run with two parts a photograph
+on photographs with named locations, such as ``python benchmarks/alignment.py val conv_head``.
+
+Of the named locations that a part holds, some share are of the head. A clustering tells the parts
+of a photograph apart where the part of the head's cluster has the greater share of them; it cannot
+where both parts have the same. Locations are looked at here and nowhere in training.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opam.alignment import assign_parts, cluster_neurons, contrast, group_activations
+from opam.artifacts import BOX, read_table
+from opam.config import read_params
+from opam.crops import PhotographCrops, load_ahead
+from opam.models.backbones import penultimate_convolution
+from opam.models.cam_network import read_network
+from opam.progress import progress
+
+DATA = Path("data")
+HEAD = ["beak", "crown", "forehead", "left eye", "nape", "right eye", "throat"]
+
+
+def head_shares(parts: pd.DataFrame, keypoints: pd.DataFrame) -> np.ndarray:
+    """Float N x 2: share of a part's named locations that are of the head; NaN without any."""
+    visible = keypoints[keypoints["visible"]]
+    both = parts[["image_id", *BOX]].reset_index(names="row").merge(visible, on="image_id")
+    inside = both["x"].between(both["x0"], both["x1"], inclusive="left") & both["y"].between(
+        both["y0"], both["y1"], inclusive="left"
+    )
+    held = both[inside]
+    shares = held["part"].isin(HEAD).groupby(held["row"]).mean()
+    return shares.reindex(range(len(parts))).to_numpy(dtype=np.float64).reshape(-1, 2)
+
+
+def told_apart(shares: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of photographs in which the part of the head's cluster has more of the head.
+
+    Args:
+        shares: as `head_shares` gives.
+        clusters: int N x 2, cluster of each part; the same twice where none was told.
+    """
+    lead = np.where(clusters[:, 0] < clusters[:, 1], 1, -1) * (shares[:, 0] - shares[:, 1])
+    lead[clusters[:, 0] == clusters[:, 1]] = np.nan
+    return float(max((lead > 0).mean(), (lead < 0).mean()))
+
+
+def each_takes_its_best(responses: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """The paper's rule: each cluster takes a part; int 2, both 0 where it is the same."""
+    taken = group_activations(responses, clusters).argmax(0)
+    return taken.argsort() if taken[0] != taken[1] else np.zeros(2, dtype=np.int64)
+
+
+def main() -> None:
+    """Print a row per convolution, similarity and assignment."""
+    split = sys.argv[1]
+    convolutions: list[str | None] = [*sys.argv[2:]] or [None]
+    seed = read_params("seed", int)
+    manifest = read_table(DATA / "manifest.parquet", "manifest").set_index("image_id")
+    parts = read_table(DATA / "parts.parquet", "parts")
+    network, settings = read_network(DATA / "models/classnet.safetensors")
+    boxes = {image_id: table.to_numpy() for image_id, table in parts.groupby("image_id")[BOX]}
+    images = manifest.loc[list(boxes)]
+    dataset = PhotographCrops(list(images["path"]), list(boxes.values()), settings["input_size"])
+
+    vectors, found = {}, {}
+    for name in convolutions:
+        _, module = penultimate_convolution(network.backbone, name)
+        vectors[name] = network.neuron_weights(name)[0].numpy()
+        body = network.backbone.body.get_submodule(module)
+        body.register_forward_hook(
+            lambda _module, _inputs, output, name=name: found.update(
+                {name: output.clamp(min=0).mean((2, 3)).numpy()}
+            )
+        )
+    responses: dict[str | None, list[np.ndarray]] = {name: [] for name in convolutions}
+    for crops in progress(load_ahead(dataset, 2), len(dataset), "responses"):
+        with torch.inference_mode():
+            network(crops)
+        for name in convolutions:
+            responses[name].append(found[name])
+
+    shares = head_shares(parts, read_table(DATA / "keypoints.parquet", "keypoints"))
+    looked_at = (images["split"] == split).to_numpy()
+    differ = np.abs(shares[:, 0] - shares[:, 1])[looked_at] > 0
+    print(f"{looked_at.sum()} photographs of {split}; parts differ in {differ.mean():.1%}")
+    for name in convolutions:
+        of_training = np.stack(responses[name])[(images["split"] == "train").to_numpy()]
+        for similarity, rows in (("weights", vectors[name]), ("contrast", contrast(of_training))):
+            clusters = cluster_neurons(rows, 2, seed)
+            for rule in (each_takes_its_best, assign_parts):
+                assigned = np.stack([rule(each, clusters) for each in responses[name]])
+                share = told_apart(shares[looked_at], assigned[looked_at])
+                print(f"{name or 'penultimate':20} {similarity:9} {rule.__name__:20} {share:.1%}")
+
+
+if __name__ == "__main__":
+    main()
