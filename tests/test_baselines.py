@@ -113,6 +113,7 @@ def test_pointing_is_the_centre_inside_the_true_box() -> None:
         ({"method": {"chanels": 3}}, r"baselines\.bcnn\.method\.chanels"),
         ({"training": {"epochs": 0}}, r"baselines\.bcnn\.training\.epochs"),
         ({"other": 1}, r"baselines\.bcnn\.other"),
+        ({"system": "finetune", "method": {}}, r"baselines\.bcnn.*step of bcnn, not of finetune"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, change: dict, named: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +25,12 @@ class BaselineParams(Params):
         None, description="a first step with the backbone frozen: bcnn's; null: none"
     )
     training: TrainingParams
+
+    @model_validator(mode="after")
+    def _two_steps_are_of_bcnn(self) -> "BaselineParams":
+        if self.classifier_training is not None and self.system != "bcnn":
+            raise ValueError(f"classifier_training is a step of bcnn, not of {self.system}")
+        return self
 
 
 def _training_losses(
