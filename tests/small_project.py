@@ -48,6 +48,7 @@ def small_params() -> dict:
         for step in ("training", "classifier_training"):
             if step in baseline:
                 baseline[step] |= {"epochs": 1, "input_size": 64, "resize": 72}
+    params["alignment"]["similarity"] = "contrast"
     params["saliency"] |= {"input_size": 64}
     params["colocalization"] |= {"input_size": 64}
     return params
