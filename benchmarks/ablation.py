@@ -22,7 +22,7 @@ from project import ROOT, copy_project, environment
 from opam.artifacts import read_json, read_table, write_json
 from opam.fusion import BRANCHES
 from opam.report.page.gallery import commit
-from opam.report.results import ABLATION, measured
+from opam.report.results import ABLATION, ablation_rows, measured
 
 
 def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -77,12 +77,6 @@ def figures(data: Path) -> dict[str, float]:
     return found
 
 
-def rows_so_far(path: Path, ablated: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that ``path`` holds of what `measured` gave; none if it is not there."""
-    found = read_json(path) if path.exists() else {}
-    return list(found["rows"]) if found.get("measured") == ablated else []
-
-
 def main() -> None:
     """Run all variants with all seeds; benchmarks/ablation.json holds what is done so far."""
     seeds = [int(each) for each in sys.argv[1:]] or [0, 1, 2]
@@ -99,7 +93,7 @@ def main() -> None:
         dvc("cache", "dir", "--local", str((ROOT / cache).resolve()))
         dvc("repro", "prepare")
         ablated = measured(params, read_table(folder / "data/manifest.parquet", "manifest"))
-        rows = rows_so_far(ABLATION, ablated)
+        rows = ablation_rows(ROOT / ABLATION, ablated)
         known = {(row["variant"], row["seed"]): row["commit"] for row in rows}
         for seed in seeds:
             for name, changes in variants(params).items():
@@ -112,7 +106,7 @@ def main() -> None:
                 dvc("repro", "evaluate")
                 found = figures(folder / "data")
                 rows.append({"variant": name, "seed": seed, "commit": commit(), **found})
-                write_json(ABLATION, {"measured": ablated, "rows": rows})
+                write_json(ROOT / ABLATION, {"measured": ablated, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from opam.alignment import assign_parts, cluster_neurons, contrast, group_activa
 from opam.artifacts import BOX, read_table
 from opam.config import read_params
 from opam.crops import PhotographCrops, load_ahead
-from opam.models.backbones import penultimate_convolution
+from opam.metrics import visible_locations
 from opam.models.cam_network import read_network
 from opam.progress import progress
 
@@ -29,13 +29,9 @@ HEAD = ["beak", "crown", "forehead", "left eye", "nape", "right eye", "throat"]
 
 def head_shares(parts: pd.DataFrame, keypoints: pd.DataFrame) -> np.ndarray:
     """Float N x 2: share of a part's named locations that are of the head; NaN without any."""
-    visible = keypoints[keypoints["visible"]]
-    both = parts[["image_id", *BOX]].reset_index(names="row").merge(visible, on="image_id")
-    inside = both["x"].between(both["x0"], both["x1"], inclusive="left") & both["y"].between(
-        both["y0"], both["y1"], inclusive="left"
-    )
-    held = both[inside]
-    shares = held["part"].isin(HEAD).groupby(held["row"]).mean()
+    both = visible_locations(parts[["image_id", *BOX]].reset_index(names="row"), keypoints)
+    held = both[both["holds"]]
+    shares = held["location"].isin(HEAD).groupby(held["row"]).mean()
     return shares.reindex(range(len(parts))).to_numpy(dtype=np.float64).reshape(-1, 2)
 
 
@@ -59,8 +55,8 @@ def each_takes_its_best(responses: np.ndarray, clusters: np.ndarray) -> np.ndarr
 
 def main() -> None:
     """Print a row per convolution, similarity and assignment."""
-    split = sys.argv[1]
-    convolutions: list[str | None] = [*sys.argv[2:]] or [None]
+    split, *named = sys.argv[1:] or ["val"]
+    convolutions: list[str | None] = [*named] or [None]
     seed = read_params("seed", int)
     manifest = read_table(DATA / "manifest.parquet", "manifest").set_index("image_id")
     parts = read_table(DATA / "parts.parquet", "parts")
@@ -69,30 +65,20 @@ def main() -> None:
     images = manifest.loc[list(boxes)]
     dataset = PhotographCrops(list(images["path"]), list(boxes.values()), settings["input_size"])
 
-    vectors, found = {}, {}
-    for name in convolutions:
-        _, module = penultimate_convolution(network.backbone, name)
-        vectors[name] = network.neuron_weights(name)[0].numpy()
-        body = network.backbone.body.get_submodule(module)
-        body.register_forward_hook(
-            lambda _module, _inputs, output, name=name: found.update(
-                {name: output.clamp(min=0).mean((2, 3)).numpy()}
-            )
-        )
+    neurons = {name: network.neuron_weights(name) for name in convolutions}
     responses: dict[str | None, list[np.ndarray]] = {name: [] for name in convolutions}
     for crops in progress(load_ahead(dataset, 2), len(dataset), "responses"):
-        with torch.inference_mode():
-            network(crops)
-        for name in convolutions:
-            responses[name].append(found[name])
+        for name, (_, module) in neurons.items():
+            with torch.inference_mode():
+                responses[name].append(network.neuron_responses(crops, module).numpy())
 
     shares = head_shares(parts, read_table(DATA / "keypoints.parquet", "keypoints"))
     looked_at = (images["split"] == split).to_numpy()
     differ = np.abs(shares[:, 0] - shares[:, 1])[looked_at] > 0
     print(f"{looked_at.sum()} photographs of {split}; parts differ in {differ.mean():.1%}")
-    for name in convolutions:
+    for name, (weights, _) in neurons.items():
         of_training = np.stack(responses[name])[(images["split"] == "train").to_numpy()]
-        for similarity, rows in (("weights", vectors[name]), ("contrast", contrast(of_training))):
+        for similarity, rows in (("weights", weights.numpy()), ("contrast", contrast(of_training))):
             clusters = cluster_neurons(rows, 2, seed)
             for rule in (each_takes_its_best, assign_parts):
                 assigned = np.stack([rule(each, clusters) for each in responses[name]])

@@ -10,10 +10,10 @@ from small_project import ROOT
 
 from opam.artifacts import write_json
 from opam.report.check_params import check
-from opam.report.results import measured
+from opam.report.results import ablation_rows, measured
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from ablation import changed, rows_so_far, variants
+from ablation import changed, variants
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -37,10 +37,10 @@ def test_rows_are_kept_while_params_and_photographs_stay(tmp_path: Path) -> None
     path = tmp_path / "ablation.json"
     small = pd.DataFrame({"width": [3, 4], "height": [2, 2]})
     ablated = measured(PARAMS, small)
-    assert rows_so_far(path, ablated) == []
+    assert ablation_rows(path, ablated) == []
     rows = [{"variant": "as it is", "seed": seed, "fused": 0.5} for seed in (0, 1)]
     write_json(path, {"measured": ablated, "rows": rows})
     moved = changed(PARAMS, {"dataset.path": "/elsewhere", "execution.threads": 7}, seed=3)
-    assert rows_so_far(path, measured({**moved, "baselines": {}}, small)) == rows
-    assert rows_so_far(path, measured(PARAMS, small * 2)) == []
-    assert rows_so_far(path, measured(changed(PARAMS, {"parts.n_parts": 4}, seed=0), small)) == []
+    assert ablation_rows(path, measured({**moved, "baselines": {}}, small)) == rows
+    assert ablation_rows(path, measured(PARAMS, small * 2)) == []
+    assert ablation_rows(path, measured(changed(PARAMS, {"parts.n_parts": 4}, seed=0), small)) == []

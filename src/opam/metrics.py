@@ -109,6 +109,24 @@ def pointing_accuracy(boxes: np.ndarray, gt_boxes: np.ndarray) -> float:
     return float(inside.all(1).mean())
 
 
+def visible_locations(parts: pd.DataFrame, keypoints: pd.DataFrame) -> pd.DataFrame:
+    """Every part with each visible named location of its photograph.
+
+    Args:
+        parts: a table with ``image_id`` and a box.
+        keypoints: named locations of the same photographs.
+
+    Returns:
+        The columns of ``parts``, ``location, x, y`` and bool ``holds``: is it in the box?
+    """
+    visible = keypoints[keypoints["visible"]].rename(columns={"part": "location"})
+    both = parts.merge(visible, on="image_id")
+    both["holds"] = both["x"].between(both["x0"], both["x1"], inclusive="left") & both["y"].between(
+        both["y0"], both["y1"], inclusive="left"
+    )
+    return both
+
+
 def part_locations(parts: pd.DataFrame, keypoints: pd.DataFrame) -> pd.DataFrame:
     """What each cluster's parts hold.
 
@@ -122,13 +140,9 @@ def part_locations(parts: pd.DataFrame, keypoints: pd.DataFrame) -> pd.DataFrame
         the part holds the location.
     """
     columns = ["cluster", "location", "photographs", "share"]
-    visible = keypoints[keypoints["visible"]].rename(columns={"part": "location"})
-    both = parts.merge(visible, on="image_id")
+    both = visible_locations(parts, keypoints)
     if both.empty:
         return pd.DataFrame(columns=columns)
-    both["holds"] = both["x"].between(both["x0"], both["x1"], inclusive="left") & both["y"].between(
-        both["y0"], both["y1"], inclusive="left"
-    )
     keys = ["cluster", "location"]
     a_photograph = both.groupby([*keys, "image_id"])["holds"].any()
     grouped = a_photograph.groupby(level=keys)

@@ -145,6 +145,12 @@ def measured(params: dict[str, Any], manifest: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def ablation_rows(path: Path, ablated: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that ``path`` holds of what `measured` gave; none if it is not there."""
+    found = read_json(path) if path.exists() else {}
+    return list(found["rows"]) if found.get("measured") == ablated else []
+
+
 def preset_of(params: dict[str, Any], presets: Path) -> str:
     """The preset that params.yaml is, whatever path and execution are, or that it is none."""
     for path in sorted(presets.glob("*.yaml")):
@@ -221,9 +227,8 @@ Share of test photographs in which a part of each cluster holds the named locati
 
 {parts_text(locations)}
 """
-    ablated = read_json(ABLATION) if ABLATION.exists() else {}
-    if ablated.get("measured") == measured(params, manifest):
-        rows = ablated["rows"]
+    rows = ablation_rows(ABLATION, measured(params, manifest))
+    if rows:
         commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
         text += f"""
 ## What each step is worth
