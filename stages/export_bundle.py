@@ -43,7 +43,10 @@ def main() -> None:
         "fusion": {name: fusion[name] for name in ("weights", "temperatures")},
         "alignment": read_json(DATA / "neuron_clusters.json"),
         "common": read_json(DATA / "common_component.json"),
-        "params": {name: params.model_dump() for name, params in steps.items()},
+        "params": {
+            **{name: params.model_dump() for name, params in steps.items()},
+            "mirrored": read_params("mirrored", bool),
+        },
         "versions": {package: version(package) for package in PACKAGES},
     }
     for name in NETWORKS.values():

@@ -32,6 +32,7 @@ def score(
     images: pd.DataFrame,
     boxes: list[np.ndarray],
     heads: list[np.ndarray],
+    mirrored: bool,
     execution: ExecutionParams,
 ) -> pd.DataFrame:
     """Mean over a photograph's crops of the probabilities, each crop by its own head.
@@ -53,6 +54,7 @@ def score(
             execution,
             f"scoring by {network_path.stem}",
             first,
+            mirrored,
         )
         for batch, probabilities in enumerate(scores, start=first):
             photograph, crop = batch_rows(batch, counts, execution.batch_size)
@@ -75,6 +77,7 @@ def score(
 
 def main() -> None:
     """Write data/scores/original.parquet, object.parquet and part.parquet."""
+    mirrored = read_params("mirrored", bool)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     images = manifest[manifest["split"] != "train"]
@@ -87,13 +90,14 @@ def main() -> None:
     object_boxes = list(objects.loc[ids, BOX].to_numpy()[:, None])
     part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
     clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
-    inputs = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, execution.same_bits())
+    inputs = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored, execution.same_bits())
     for branch, network, boxes, heads in (
         ("original", "classnet", whole, only_head),
         ("object", "objectnet", object_boxes, only_head),
         ("part", "partnet", part_boxes, clusters),
     ):
-        table = score(MODELS / f"{network}.safetensors", inputs, images, boxes, heads, execution)
+        path = MODELS / f"{network}.safetensors"
+        table = score(path, inputs, images, boxes, heads, mirrored, execution)
         write_table(SCORES / f"{branch}.parquet", "scores", table)
     for network in ("classnet", "objectnet", "partnet"):
         finish(f"scores_{network}")

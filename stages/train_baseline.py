@@ -31,7 +31,11 @@ BASELINES = Path("data/baselines")
 
 
 def score(
-    network: Any, images: pd.DataFrame, params: TrainingParams, execution: ExecutionParams
+    network: Any,
+    images: pd.DataFrame,
+    params: TrainingParams,
+    mirrored: bool,
+    execution: ExecutionParams,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Probabilities, and the regions in pixels of the photographs, best first."""
     whole = images[["width", "height"]].to_numpy(np.float64)
@@ -44,6 +48,7 @@ def score(
         params.input_size,
         execution,
         "score",
+        mirrored,
     )
     probabilities, regions = zip(*batches, strict=True)
     scores = images[["image_id", "split", "label"]].assign(
@@ -67,6 +72,7 @@ def main() -> None:
     shared_backbone = read_params("backbone", BackboneParams)
     params = read_params(f"baselines.{name}", BaselineParams)
     method = read_method(name, params.system, params.method, params_path())
+    mirrored = read_params("mirrored", bool)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     out = BASELINES / name
@@ -105,7 +111,7 @@ def main() -> None:
     network.eval()
     images = manifest[manifest["split"] != "train"]
     started = time.monotonic()
-    scores, regions = score(network, images, params.training, execution)
+    scores, regions = score(network, images, params.training, mirrored, execution)
     images_a_second = len(images) / (time.monotonic() - started)
     write_table(out / "scores.parquet", "scores", scores)
     write_table(out / "regions.parquet", "regions", regions)
@@ -121,7 +127,7 @@ def main() -> None:
     network.cpu()
     cost = {
         "parameters": sum(value.numel() for value in network.parameters()),
-        "gflops": gflops(lambda: network(image)),
+        "gflops": gflops(lambda: network(image)) * (1 + mirrored),
     }
     write_json(out / "cost.json", cost)
     write_json(

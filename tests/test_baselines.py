@@ -77,6 +77,10 @@ def test_every_system_trains_and_comes_back(
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
+    both = list(predict(back, paths, boxes, 64, EXECUTION, "both", mirrored=True))
+    for (one, regions), (mean, same) in zip(first, both, strict=True):
+        assert abs(one - mean).max() > 0
+        np.testing.assert_array_equal(regions, same)
     probabilities = np.concatenate([one for one, _ in first])
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     regions = np.concatenate([one for _, one in first if one is not None])

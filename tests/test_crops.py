@@ -151,6 +151,21 @@ def test_scores_do_not_depend_on_how_crops_are_batched(photographs: pd.DataFrame
     np.testing.assert_allclose(by_size[0][3:10], expected, atol=1e-5)
 
 
+def test_mirrored_scores_are_the_mean_with_those_of_the_mirror_image(
+    photographs: pd.DataFrame,
+) -> None:
+    torch.manual_seed(0)
+    network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3, heads=2).eval()
+    path, boxes = photographs["path"].iloc[0], np.array([[0, 0, 40, 30], [5, 5, 30, 30]])
+    execution = ExecutionParams(device="cpu", workers=0)
+    found = list(score_crops(network, [path], [boxes], 32, 1.0, execution, "x", mirrored=True))
+    views = [PhotographCrops([path], [boxes], 32, [side] * 2)[0] for side in (False, True)]
+    with torch.inference_mode():
+        one, other = (network(view).softmax(2).numpy() for view in views)
+    assert abs(one - other).max() > 1e-4
+    np.testing.assert_allclose(found[0], (one + other) / 2, atol=1e-5)
+
+
 def test_scoring_begins_at_any_batch_and_gives_the_same_bits(photographs: pd.DataFrame) -> None:
     torch.manual_seed(0)
     network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()

@@ -115,6 +115,7 @@ EXPECTED: dict[str, list[str]] = {
     "alignment.similarity": FROM_ALIGNMENT,
     **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
     **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
+    "mirrored": [*FROM_SCORES, *BASELINES],
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
     "fusion.criterion": FROM_SCORES[1:],

@@ -93,7 +93,7 @@ def test_an_entry_depends_on_its_own_system_alone(stages: dict) -> None:
     for name in SYSTEMS:
         assert f"src/opam/models/{name}.py" not in declared
     assert "src/opam/models/regions.py" in declared
-    assert stages[BASELINE]["params"] == ["backbone", "baselines.${key}", "seed"]
+    assert stages[BASELINE]["params"] == ["backbone", "baselines.${key}", "mirrored", "seed"]
 
 
 def test_a_module_that_is_not_declared_is_found(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from opam.objects import ObjectParams, chosen_map, find_object
 from opam.parts import PartParams, choose_parts
 from opam.proposals import ProposalParams, propose
 from opam.saliency import SaliencyParams, merged_cam, ten_crops, to_image
+from opam.scoring import probabilities
 
 NETWORKS = {"original": "classnet", "object": "objectnet", "part": "partnet"}
 STEPS: dict[str, Any] = {
@@ -42,7 +43,7 @@ STEPS: dict[str, Any] = {
 }
 """Sections of params.yaml that a bundle carries."""
 
-FORMAT = 2
+FORMAT = 3
 BUNDLE = "bundle.json"
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -99,6 +100,7 @@ class Classifier:
             name: section_of(content, f"params.{name}", kind, path / BUNDLE)
             for name, kind in STEPS.items()
         }
+        self.mirrored = section_of(content, "params.mirrored", bool, path / BUNDLE)
         self.execution = execution
         self.device = prepare_device(execution)
         self.networks: dict[str, CamNetwork] = {}
@@ -241,7 +243,6 @@ class Classifier:
             found.append(assign_parts(responses.float().cpu().numpy(), self.clusters))
         return found
 
-    @torch.inference_mode()
     def _scores(
         self,
         branch: str,
@@ -256,10 +257,9 @@ class Classifier:
             cut(image, centre_boxes(each, fraction), size)
             for image, each in zip(images, boxes, strict=True)
         ]
-        with autocast(self.device):
-            logits = self.networks[branch](torch.cat(crops).to(self.device)).float()
-        probabilities = logits.softmax(2).cpu().numpy()
-        own = probabilities[np.arange(len(probabilities)), np.concatenate(heads)]
+        shown = torch.cat(crops).to(self.device)
+        every = probabilities(self.networks[branch], shown, self.mirrored).cpu().numpy()
+        own = every[np.arange(len(every)), np.concatenate(heads)]
         ends = np.cumsum([len(each) for each in boxes])[:-1]
         return np.stack([each.mean(0) for each in np.split(own, ends)])
 

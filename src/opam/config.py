@@ -32,6 +32,7 @@ SECTIONS = (
     "alignment",
     "objectnet",
     "partnet",
+    "mirrored",
     "fusion",
     "evaluation",
     "baselines",

@@ -45,6 +45,7 @@ def score_crops(
     execution: ExecutionParams,
     description: str,
     first_batch: int = 0,
+    mirrored: bool = False,
 ) -> Iterator[np.ndarray]:
     """Score all crops of all photographs in order: yields float32 B x heads x C, batch by batch.
 
@@ -60,6 +61,7 @@ def score_crops(
         execution: device, threads, workers, batch size B; the last batch may be smaller.
         description: shown with the progress.
         first_batch: where to begin.
+        mirrored: a crop's scores are the mean with those of its mirror image.
 
     Raises:
         OpamError: not one crop fits the GPU's memory.
@@ -80,7 +82,8 @@ def score_crops(
         while scores is None:
             try:
                 parts = [
-                    _probabilities(network, part, device) for part in torch.split(batch, limit)
+                    probabilities(network, part.to(device), mirrored).cpu().numpy()
+                    for part in torch.split(batch, limit)
                 ]
                 scores = np.concatenate(parts)
             except torch.cuda.OutOfMemoryError:
@@ -208,6 +211,7 @@ def predict(
     size: int,
     execution: ExecutionParams,
     description: str,
+    mirrored: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Predict one crop a photograph by a system: yields batches of what a `Prediction` holds.
 
@@ -218,6 +222,7 @@ def predict(
         size: side of a crop as the network sees it.
         execution: device, threads, workers, batch size.
         description: shown with the progress.
+        mirrored: probabilities are the mean with those of the mirror image.
 
     Yields:
         Probabilities, float32 B x C, and regions in 0..1 of the crop, float32 B x R x 4 or None.
@@ -227,10 +232,14 @@ def predict(
     crops = load_ahead(PhotographCrops(paths, boxes, size), execution.workers)
     crops = progress(crops, len(paths), description)
     for batch in _batches(crops, execution.batch_size):
+        views = [batch.to(device)]
+        if mirrored:
+            views.append(views[0].flip(3))
         with torch.inference_mode(), autocast(device):
-            found = network(batch.to(device))
-        regions = None if found.boxes is None else found.boxes.float().cpu().numpy()
-        yield found.logits.float().softmax(1).cpu().numpy(), regions
+            found = [network(view) for view in views]
+        own = [each.logits.float().softmax(1) for each in found]
+        scores, regions = torch.stack(own).mean(0), found[0].boxes
+        yield scores.cpu().numpy(), None if regions is None else regions.float().cpu().numpy()
 
 
 def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -250,9 +259,18 @@ def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndar
     return photograph, rows - before[photograph]
 
 
-def _probabilities(network: CamNetwork, crops: torch.Tensor, device: torch.device) -> np.ndarray:
-    with torch.inference_mode(), autocast(device):
-        return network(crops.to(device)).float().softmax(2).cpu().numpy()
+def probabilities(network: CamNetwork, crops: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """Softmax of crops, float32 N x heads x C.
+
+    Args:
+        network: in evaluation mode, on the crops' device.
+        crops: uint8 N x 3 x S x S.
+        mirrored: the mean with the mirror images' is given.
+    """
+    views = [crops, crops.flip(3)] if mirrored else [crops]
+    with torch.inference_mode(), autocast(crops.device):
+        found = [network(view).float().softmax(2) for view in views]
+    return torch.stack(found).mean(0)
 
 
 def _batches(items: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

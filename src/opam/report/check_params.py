@@ -45,6 +45,7 @@ TYPES: dict[str, Any] = {
     "alignment": AlignmentParams,
     "objectnet": TrainingParams,
     "partnet": TrainingParams,
+    "mirrored": bool,
     "fusion": FusionParams,
     "evaluation": EvaluationParams,
     "baselines": dict[str, BaselineParams],

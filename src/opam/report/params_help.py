@@ -27,6 +27,8 @@ SCALARS = {
     "seed": "of order, augmentation, new layers, clustering and folds",
     "scoring": "exact: FilterNet sees each patch by itself; shared: it sees the photograph at two "
     "sizes, and patches share its feature maps, a fraction of the cost (see docs/performance.md)",
+    "mirrored": "photographs, objects and parts are scored with their mirror images, whose "
+    "probabilities count as much; scoring takes twice as long",
 }
 """Sections that are one value, which has no `Params` type to describe it."""
 
