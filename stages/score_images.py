@@ -15,7 +15,7 @@ from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.models.cam_network import read_network
 from opam.resume import fingerprint, finish, in_shards
-from opam.scoring import batch_rows, score_crops
+from opam.scoring import batch_rows, by_cluster, score_crops
 from opam.stage import run
 
 RAW = Path("data/raw.zip")
@@ -34,8 +34,8 @@ def score(
     heads: list[np.ndarray],
     mirrored: bool,
     execution: ExecutionParams,
-) -> pd.DataFrame:
-    """Mean over a photograph's crops of the probabilities, each crop by its own head.
+) -> np.ndarray:
+    """Probabilities of photographs, float heads x N x C: by the crops of each head, their mean.
 
     ``inputs`` is the fingerprint of all that the scores depend on beside the network.
     """
@@ -66,17 +66,16 @@ def score(
     key = fingerprint(inputs, network_path)
     batches = math.ceil(counts.sum() / execution.batch_size)
     crops = pd.concat(in_shards(name, key, "crop_scores", batches, rows_from, execution))
-    means = {
-        image_id: np.stack(own.to_list()).mean(0)
-        for image_id, own in crops.groupby("image_id", sort=False)["probabilities"]
-    }
-    return images[["image_id", "split", "label"]].assign(
-        probabilities=[means[image_id] for image_id in image_ids]
+    return by_cluster(
+        np.stack(crops["probabilities"].to_list()),
+        np.repeat(np.arange(len(images)), counts),
+        np.concatenate(heads),
+        (len(images), network.heads),
     )
 
 
 def main() -> None:
-    """Write data/scores/original.parquet, object.parquet and part.parquet."""
+    """Write data/scores/original.parquet, object.parquet and clusters.parquet."""
     mirrored = read_params("mirrored", bool)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
@@ -91,14 +90,21 @@ def main() -> None:
     part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
     clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
     inputs = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored, execution.same_bits())
-    for branch, network, boxes, heads in (
-        ("original", "classnet", whole, only_head),
-        ("object", "objectnet", object_boxes, only_head),
-        ("part", "partnet", part_boxes, clusters),
+    for name, kind, network, boxes, heads in (
+        ("original", "scores", "classnet", whole, only_head),
+        ("object", "scores", "objectnet", object_boxes, only_head),
+        ("clusters", "cluster_scores", "partnet", part_boxes, clusters),
     ):
         path = MODELS / f"{network}.safetensors"
-        table = score(path, inputs, images, boxes, heads, mirrored, execution)
-        write_table(SCORES / f"{branch}.parquet", "scores", table)
+        scores = score(path, inputs, images, boxes, heads, mirrored, execution)
+        named = images[["image_id", "split", "label"]]
+        table = pd.concat(
+            named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
+            for cluster, own in enumerate(scores)
+        )
+        if kind == "scores":
+            table = table.drop(columns="cluster")
+        write_table(SCORES / f"{name}.parquet", kind, table)
     for network in ("classnet", "objectnet", "partnet"):
         finish(f"scores_{network}")
 

@@ -95,7 +95,9 @@ def write_figures(data: Path) -> None:
     weights = {"original": 0.3, "object": 0.5, "part": 0.2}
     folds = [{"fold": fold, "weights": weights, "accuracy": 0.5} for fold in range(2)]
     temperatures = dict.fromkeys(weights, 1.0)
-    fusion = {"weights": weights, "temperatures": temperatures, "accuracy": 0.5, "folds": folds}
+    clusters = {"weights": [0.5, 0.5], "temperatures": [1.0, 1.0]}
+    fusion = {"weights": weights, "temperatures": temperatures, "clusters": clusters}
+    fusion |= {"accuracy": 0.5, "folds": folds}
     write_json(data / "fusion.json", fusion)
     interval = {"accuracy_low": 0.4, "accuracy_high": 0.6}
     figures = {"top5": 0.9, "macro_f1": 0.5, "calibration_error": 0.1}

@@ -24,7 +24,7 @@ MAPPED = {
     "extract_saliency": "saliency.parquet",
     "colocalize": "object_maps.parquet",
     "select_parts": "parts.parquet",
-    "score_images": "scores/part.parquet",
+    "score_images": "scores/clusters.parquet",
 }
 
 pytestmark = pytest.mark.slow

@@ -22,6 +22,7 @@ from opam.models.cam_network import CamNetwork
 from opam.scoring import (
     _batches,
     batch_rows,
+    by_cluster,
     pooled_probabilities,
     score_crops,
     score_crops_shared,
@@ -180,6 +181,18 @@ def test_scoring_begins_at_any_batch_and_gives_the_same_bits(photographs: pd.Dat
         assert len(rest) == 8 - first
         for one, other in zip(rest, every[first:], strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_scores_of_parts_are_their_means_by_cluster() -> None:
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.6, 0.4]])
+    photograph, cluster = np.array([0, 0, 0, 1, 1]), np.array([1, 0, 1, 2, 2])
+    found = by_cluster(scores, photograph, cluster, (2, 3))
+    assert found.shape == (3, 2, 2)
+    np.testing.assert_allclose(found[0, 0], [0.8, 0.2])
+    np.testing.assert_allclose(found[1, 0], [0.5, 0.5])
+    np.testing.assert_allclose(found[2, 0], [0.6, 0.4])  # none of its parts: the mean of all
+    for each in found[:, 1]:
+        np.testing.assert_allclose(each, [0.45, 0.55])
 
 
 def test_rows_of_batches_are_those_of_the_photographs() -> None:

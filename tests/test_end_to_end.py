@@ -37,6 +37,7 @@ TABLES = {
     "aligned_parts": "aligned_parts",
     "scores/original": "scores",
     "scores/object": "scores",
+    "scores/clusters": "cluster_scores",
     "scores/part": "scores",
     "predictions": "predictions",
 }

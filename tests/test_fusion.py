@@ -1,10 +1,17 @@
+import shutil
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opam.artifacts import read_json, read_table, write_table
 from opam.errors import OpamError
 from opam.fusion import (
     Criterion,
@@ -12,10 +19,13 @@ from opam.fusion import (
     calibrate,
     fold_of,
     fuse,
+    part_shares,
     search_weights,
     temperature,
     weight_grid,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,6 +189,56 @@ def test_equal_branches_get_weights_closest_to_equal() -> None:
     one = np.eye(3)[labels] * 0.5 + 0.5 / 3
     found = search_weights(np.stack([one] * 3), labels, 3, 1 / 3, 0)
     assert found.weights == pytest.approx((1 / 3,) * 3)
+
+
+def test_the_clusters_share_what_the_parts_weigh() -> None:
+    weights, shares = part_shares((0.4, 0.2, 0.3, 0.0, 0.1))
+    assert weights == {"original": 0.4, "object": 0.2, "part": pytest.approx(0.4)}
+    assert shares == pytest.approx([0.75, 0.0, 0.25])
+    assert part_shares((0.4, 0.6, 0.0, 0.0)) == (
+        {"original": 0.4, "object": 0.6, "part": 0},
+        [0.5] * 2,
+    )
+
+
+@pytest.mark.parametrize("criterion", ["likelihood", "accuracy"])
+def test_the_stage_gives_the_parts_weight_to_the_cluster_that_knows(
+    criterion: Criterion, tmp_path: Path
+) -> None:
+    """By accuracy, as in the paper, all clusters count alike."""
+    labels = np.arange(60) % 3
+    rng = np.random.default_rng(0)
+    noise = rng.dirichlet(np.ones(3), (3, 60))
+    knows = noise[0] + 1.5 * np.eye(3)[labels]
+    scores = [noise[1], noise[2], noise[0], knows / knows.sum(1, keepdims=True)]
+    split = ["val"] * 40 + ["test"] * 20
+    images = pd.DataFrame({"image_id": [f"{i:02}" for i in range(60)], "split": split})
+    tables = [
+        images.assign(label=labels.astype(np.int32), probabilities=list(each.astype(np.float32)))
+        for each in scores
+    ]
+    folder = tmp_path / "data/scores"
+    write_table(folder / "original.parquet", "scores", tables[0])
+    write_table(folder / "object.parquet", "scores", tables[1])
+    clusters = pd.concat(table.assign(cluster=k) for k, table in enumerate(tables[2:]))
+    write_table(folder / "clusters.parquet", "cluster_scores", clusters)
+    params = {"seed": 0, "fusion": {"criterion": criterion}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(ROOT / "stages", tmp_path / "stages")
+    subprocess.run([sys.executable, "stages/fuse.py"], cwd=tmp_path, check=True)
+
+    fusion = read_json(tmp_path / "data/fusion.json")
+    found = np.stack(read_table(folder / "part.parquet", "scores")["probabilities"].to_list())
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    if criterion == "accuracy":
+        assert fusion["clusters"] == {"weights": [0.5, 0.5], "temperatures": [1, 1]}
+        np.testing.assert_allclose(found, (scores[2] + scores[3]) / 2, atol=1e-6)
+        return
+    assert fusion["clusters"]["weights"][1] > 0.8
+    assert fusion["weights"]["part"] > 0.8
+    assert fusion["temperatures"]["part"] == 1
+    alike = (scores[2] + scores[3]).argmax(1)
+    assert (found.argmax(1) == labels).mean() >= (alike == labels).mean()
 
 
 @settings(max_examples=60, deadline=None)

@@ -93,6 +93,13 @@ SCHEMAS: dict[str, pa.Schema] = {
             "probabilities": pa.list_(pa.float32()),
         },
         "regions": {**_ID, "rank": pa.int32(), **_BOX},
+        "cluster_scores": {
+            **_ID,
+            "split": pa.string(),
+            "label": pa.int32(),
+            "cluster": pa.int32(),
+            "probabilities": pa.list_(pa.float32()),
+        },
         "crop_scores": {**_ID, "probabilities": pa.list_(pa.float32())},
         "predictions": {
             **_ID,

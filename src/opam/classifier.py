@@ -31,7 +31,7 @@ from opam.objects import ObjectParams, chosen_map, find_object
 from opam.parts import PartParams, choose_parts
 from opam.proposals import ProposalParams, propose
 from opam.saliency import SaliencyParams, merged_cam, ten_crops, to_image
-from opam.scoring import probabilities
+from opam.scoring import by_cluster, probabilities
 
 NETWORKS = {"original": "classnet", "object": "objectnet", "part": "partnet"}
 STEPS: dict[str, Any] = {
@@ -88,6 +88,8 @@ class Classifier:
             fusion = content["fusion"]
             self.fusion_weights = np.array([fusion["weights"][name] for name in BRANCHES])
             self.temperatures = np.array([fusion["temperatures"][name] for name in BRANCHES])
+            self.cluster_weights = np.array(fusion["clusters"]["weights"])
+            self.cluster_temperatures = np.array(fusion["clusters"]["temperatures"])
             self.response: str = content["alignment"]["response"]
             self.clusters = np.array(content["alignment"]["cluster_of_neuron"], dtype=np.int64)
             self.mean = np.array(content["common"]["mean"], dtype=np.float64)
@@ -176,11 +178,12 @@ class Classifier:
 
         whole = [np.array([[0, 0, *size]]) for size in sizes]
         first = [np.zeros(1, dtype=np.int64)] * len(images)
+        by_parts = self._scores("part", photographs, parts, clusters)
         own = np.stack(
             [
-                self._scores("original", photographs, whole, first),
-                self._scores("object", photographs, [box[None] for box in boxes], first),
-                self._scores("part", photographs, parts, clusters),
+                self._scores("original", photographs, whole, first)[0],
+                self._scores("object", photographs, [box[None] for box in boxes], first)[0],
+                fuse(calibrate(by_parts, self.cluster_temperatures), self.cluster_weights),
             ]
         )
         calibrated = calibrate(own, self.temperatures)
@@ -250,7 +253,7 @@ class Classifier:
         boxes: list[np.ndarray],
         heads: list[np.ndarray],
     ) -> np.ndarray:
-        """Float32 B x C: the mean over a photograph's crops, each by its own head."""
+        """Float heads x B x C: by the crops of each head, their mean."""
         settings = self.settings[branch]
         size, fraction = settings["input_size"], settings["input_size"] / settings["resize"]
         crops = [
@@ -260,8 +263,9 @@ class Classifier:
         shown = torch.cat(crops).to(self.device)
         every = probabilities(self.networks[branch], shown, self.mirrored).cpu().numpy()
         own = every[np.arange(len(every)), np.concatenate(heads)]
-        ends = np.cumsum([len(each) for each in boxes])[:-1]
-        return np.stack([each.mean(0) for each in np.split(own, ends)])
+        of_photograph = np.repeat(np.arange(len(images)), [len(each) for each in boxes])
+        shape = (len(images), self.networks[branch].heads)
+        return by_cluster(own, of_photograph, np.concatenate(heads), shape)
 
 
 def as_array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Fusion (paper, section III-E): one weighted mean of what original, object and parts say.
 
-A network trained with label smoothing, or the mean over several parts, is less sure than it is
-right, and not all branches alike. One temperature a branch makes them comparable first (Guo et
-al., "On Calibration of Modern Neural Networks", ICML 2017).
+A network trained with label smoothing is less sure than it is right, and not all branches alike.
+One temperature a branch makes them comparable first (Guo et al., "On Calibration of Modern Neural
+Networks", ICML 2017). Nor do all parts say as much: a bird's head tells its species more often
+than its back. So the part branch is itself a weighted mean, of the clusters of parts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -32,9 +33,10 @@ class FusionParams(Params):
     folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
     criterion: Criterion = Field(
         "likelihood",
-        description="likelihood: the temperatures, and then the weights, under which the labels "
-        "are most probable, which a few photographs do not upset; accuracy: the weights that are "
-        "right most often, without temperatures, as in the paper",
+        description="likelihood: the temperatures, and then the weights of original, object and "
+        "each cluster of parts, under which the labels are most probable, which a few photographs "
+        "do not upset; accuracy: the weights that are right most often, without temperatures, and "
+        "all clusters alike, as in the paper",
     )
 
 
@@ -43,8 +45,8 @@ class Fusion:
     """What the search found.
 
     Attributes:
-        weights: one a branch, summing to 1, best on all images.
-        temperatures: one a branch, best on all images; for `calibrate`.
+        weights: one an item of what was searched, summing to 1, best on all images.
+        temperatures: one an item, best on all images; for `calibrate`.
         fold_accuracy: accuracy on each held-out fold of the weights chosen on the others.
         fold_weights: those weights.
         accuracy: share of all images that are right when held out; what to expect of the
@@ -97,8 +99,25 @@ def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
 def weight_grid(branches: int, step: float) -> np.ndarray:
     """All weights on a grid that sum to 1, float64 G x branches, in lexicographic order."""
     parts = max(1, round(1 / step))
-    points = [p for p in product(range(parts + 1), repeat=branches) if sum(p) == parts]
-    return np.array(points, dtype=np.float64) / parts
+    # A point for each way to set branches - 1 bars among the parts, which they share out.
+    bars = np.array(list(combinations(range(parts + branches - 1), branches - 1)), dtype=np.int64)
+    ends = np.pad(bars, ((0, 0), (1, 1)), constant_values=((-1, -1), (-1, parts + branches - 1)))
+    return (np.diff(ends) - 1) / parts
+
+
+def part_shares(weights: Sequence[float]) -> tuple[dict[str, float], list[float]]:
+    """The weight of each branch, and the clusters' shares in the part branch.
+
+    Args:
+        weights: of original, object and each of the K clusters, as `search_weights` found them.
+
+    Returns:
+        By branch, and K shares that sum to 1, all alike where no cluster has a weight.
+    """
+    original, whole, *clusters = weights
+    part = sum(clusters)
+    shares = [each / part if part > 0 else 1 / len(clusters) for each in clusters]
+    return dict(zip(BRANCHES, (original, whole, part), strict=True)), shares
 
 
 def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -125,7 +144,7 @@ def search_weights(
     change places, and each branch is calibrated first.
 
     Args:
-        scores: float M x N x C, each branch's class probabilities.
+        scores: float M x N x C, class probabilities of each branch, or cluster of parts.
         labels: int N, 0..C-1.
         folds: number k of folds, 2..N.
         step: spacing of the grid, 0..1; rounded to one over a whole number.

@@ -259,6 +259,30 @@ def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndar
     return photograph, rows - before[photograph]
 
 
+def by_cluster(
+    probabilities: np.ndarray, photograph: np.ndarray, cluster: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """What the parts of each cluster say of each photograph.
+
+    Args:
+        probabilities: float P x C, a part each.
+        photograph: int P, 0..N-1; each photograph has a part.
+        cluster: int P, 0..K-1.
+        shape: N and K.
+
+    Returns:
+        float64 K x N x C: the mean over a photograph's parts of the cluster; where it has none,
+        the mean over all its parts.
+    """
+    classes = probabilities.shape[1]
+    totals, counts = np.zeros((*shape, classes)), np.zeros(shape)
+    np.add.at(totals, (photograph, cluster), probabilities)
+    np.add.at(counts, (photograph, cluster), 1)
+    every = totals.sum(1) / counts.sum(1)[:, None]
+    own = totals / np.maximum(counts, 1)[..., None]
+    return np.where(counts[..., None] > 0, own, every[:, None]).swapaxes(0, 1)
+
+
 def probabilities(network: CamNetwork, crops: torch.Tensor, mirrored: bool) -> torch.Tensor:
     """Softmax of crops, float32 N x heads x C.
 

@@ -18,6 +18,7 @@ from opam.config import params_path, read_params, read_yaml
 from opam.device import ExecutionParams, prepare_device
 from opam.errors import OpamError, run
 from opam.report.page.gallery import commit
+from opam.report.summary import fusion_weights
 
 DATA = Path("data")
 PRESETS = Path("presets")
@@ -186,7 +187,6 @@ def results_text() -> str:
         raise OpamError(f"{error.filename}: not found; run `make repro-all`") from None
     sizes = manifest["split"].value_counts()
     counts = ", ".join(f"{sizes.get(split, 0)} {split}" for split in ("train", "val", "test"))
-    weights = ", ".join(f"{branch} {weight:.1f}" for branch, weight in fusion["weights"].items())
     text = f"""# Results
 
 Written by `make results` from a finished `make repro-all`. Nothing was chosen on the test split;
@@ -210,7 +210,8 @@ seconds are those of its four networks.
 
 {branches_text(ablation)}
 
-Fusion weights, chosen by {len(fusion["folds"])}-fold cross-validation on val: {weights}.
+Fusion weights, chosen by {len(fusion["folds"])}-fold cross-validation on val:
+{fusion_weights(fusion)}.
 McNemar's p of fused against original: {metrics["mcnemar_p"]:.2g}.
 """
     if "object_box" in metrics:

@@ -3,6 +3,7 @@
 Run: ``python -m opam.report.summary``.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ def comparison_table(comparison: pd.DataFrame) -> Table:
     return table
 
 
+def fusion_weights(fusion: Mapping[str, Any]) -> str:
+    """In a line: the weight of each branch, and the clusters' shares in the part branch.
+
+    Args:
+        fusion: what data/fusion.json holds.
+    """
+    weights = ", ".join(f"{branch} {weight:.1f}" for branch, weight in fusion["weights"].items())
+    clusters = enumerate(fusion["clusters"]["weights"])
+    shares = ", ".join(f"cluster {cluster} {share:.2f}" for cluster, share in clusters)
+    return f"{weights} ({shares})"
+
+
 def _shown(value: Any, form: str) -> str:
     return "" if value is None or pd.isna(value) else form.format(value)
 
@@ -75,7 +88,7 @@ def _shown(value: Any, form: str) -> str:
 def main() -> None:
     """Print the tables."""
     metrics = read_json(DATA / "metrics.json")
-    weights = read_json(DATA / "fusion.json")["weights"]
+    fusion = read_json(DATA / "fusion.json")
     try:
         ablation = pd.read_csv(DATA / "plots/ablation.csv")
         locations = pd.read_csv(DATA / "plots/part_locations.csv")
@@ -85,8 +98,7 @@ def main() -> None:
     console.print(ablation_table(ablation, metrics["images"]))
     if len(locations):
         console.print(location_table(locations))
-    shares = ", ".join(f"{branch} {weight:.1f}" for branch, weight in weights.items())
-    console.print(f"Fusion weights, chosen on val: {shares}")
+    console.print(f"Fusion weights, chosen on val: {fusion_weights(fusion)}")
     console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
     if "object_box" in metrics:
         box = metrics["object_box"]
