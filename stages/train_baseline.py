@@ -103,7 +103,6 @@ def main() -> None:
             SYSTEM_OBJECTIVE,
             out / "curves" / step,
         )
-        network.load_state_dict(trained.best_state)
         training_seconds += trained.seconds
 
     if rank() > 0:  # it helped to train; one scores and writes

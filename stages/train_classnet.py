@@ -47,8 +47,7 @@ def main() -> None:
         patches = draw_patches(kept, params.patches_per_image, (seed, epoch))
         return pd.concat([whole, samples(patches, manifest)], ignore_index=True)
 
-    trained = train("classnet", network, epoch_samples, val, params, execution, seed)
-    network.load_state_dict(trained.best_state)
+    train("classnet", network, epoch_samples, val, params, execution, seed)
     write_network(CLASSNET, network, network_settings(backbone.name, params))
     finish("classnet")
 

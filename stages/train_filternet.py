@@ -32,8 +32,7 @@ def main() -> None:
     network = CamNetwork(create_backbone(backbone), classes=manifest["label"].nunique())
     training = whole_images(manifest[manifest["split"] == "train"])
     val = whole_images(manifest[manifest["split"] == "val"])
-    trained = train("filternet", network, lambda _epoch: training, val, params, execution, seed)
-    network.load_state_dict(trained.best_state)
+    train("filternet", network, lambda _epoch: training, val, params, execution, seed)
     write_network(FILTERNET, network, network_settings(backbone.name, params))
     finish("filternet")
 

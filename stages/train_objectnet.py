@@ -34,8 +34,7 @@ def main() -> None:
     whole = whole_images(manifest[manifest["split"] == "train"])
     training = pd.concat([whole, crops], ignore_index=True)
     val = samples(objects[objects["split"] == "val"], manifest)
-    trained = train("objectnet", network, lambda _epoch: training, val, params, execution, seed)
-    network.load_state_dict(trained.best_state)
+    train("objectnet", network, lambda _epoch: training, val, params, execution, seed)
     write_network(OBJECTNET, network, network_settings(settings["backbone"], params))
     finish("objectnet")
 

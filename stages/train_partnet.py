@@ -48,8 +48,7 @@ def main() -> None:
         ignore_index=True,
     )
     val = part_samples[parts["split"] == "val"]
-    trained = train("partnet", network, lambda _epoch: training, val, params, execution, seed)
-    network.load_state_dict(trained.best_state)
+    train("partnet", network, lambda _epoch: training, val, params, execution, seed)
     write_network(PARTNET, network, network_settings(settings["backbone"], params))
     finish("partnet")
 

@@ -15,7 +15,9 @@ from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, write_network
 from opam.resume import finish
 from opam.training import (
+    CAM_OBJECTIVE,
     TrainingParams,
+    evaluate,
     head_weights,
     hits,
     loss_over_heads,
@@ -49,7 +51,6 @@ def run_training(
     execution = ExecutionParams(device="cpu", workers=workers, compile=compiled)
     trained = train("net", network, lambda _epoch: whole, val, params, execution, seed=3)
     assert len(trained.history) == params.epochs
-    network.load_state_dict(trained.best_state)
     write_network(Path("net.safetensors"), network, {"backbone": "mobilenetv3_small_050"})
     return Path("net.safetensors").read_bytes()
 
@@ -134,6 +135,9 @@ def test_learns_to_tell_red_from_green(photographs: pd.DataFrame) -> None:
     execution = ExecutionParams(device="cpu", workers=0)
     trained = train("net", network, lambda _epoch: whole, val, params, execution, seed=0)
     assert max(row["val_accuracy"] for row in trained.history) == 1.0
+    last = trained.history[-1]
+    found = evaluate(network, val, params, execution, torch.device("cpu"), CAM_OBJECTIVE.validation)
+    assert found == (last["val_loss"], last["val_accuracy"])
 
 
 @pytest.mark.parametrize("frozen", [True, False])

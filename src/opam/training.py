@@ -47,7 +47,7 @@ TIME = "time.json"
 class TrainingParams(Params):
     """One network's training."""
 
-    epochs: int = Field(ge=1, description="passes over the samples; the best on val is kept")
+    epochs: int = Field(ge=1, description="passes over the samples; the last is kept")
     batch_size: int = Field(16, ge=1, description="crops a step")
     input_size: int = Field(224, ge=32, le=2048, description="side of a crop, pixels")
     resize: int = Field(
@@ -126,14 +126,10 @@ class Trained:
     """What training gives.
 
     Attributes:
-        best_state: weights of the best epoch.
-        best_epoch: its number, from 0.
         history: losses and accuracies of each epoch.
         seconds: that all epochs took, those before an interruption too.
     """
 
-    best_state: dict[str, torch.Tensor]
-    best_epoch: int
     history: list[dict[str, float]]
     seconds: float
 
@@ -214,7 +210,10 @@ def train(
     objective: Objective = CAM_OBJECTIVE,
     curves: Path | None = None,
 ) -> Trained:
-    """Train ``network`` and return the epoch with the best accuracy on ``val_samples``.
+    """Train ``network`` in place; it is left as the last epoch made it.
+
+    An epoch chosen by its accuracy on val would be chosen by chance where val is small, and val's
+    probabilities, on which fusion is chosen, would flatter it.
 
     Curves and `TIME` are written. After each epoch a checkpoint goes to ``.resume/``; a training
     that was interrupted goes on from it if network, samples and params are the same, and ends
@@ -223,9 +222,9 @@ def train(
 
     Args:
         name: of the parameters that ``params`` are; names checkpoint and curves, too.
-        network: trained in place; its ``parameter_groups()`` are "backbone" and "head".
+        network: its ``parameter_groups()`` are "backbone" and "head".
         epoch_samples: sample table of an epoch, 0-based.
-        val_samples: sample table for choosing the epoch.
+        val_samples: sample table that each epoch is measured on.
         params: schedule, sizes and rates.
         execution: device, threads, workers.
         seed: of order and augmentation.
@@ -259,14 +258,12 @@ def train(
 
     checkpoint = RESUME / f"{name}.pt"
     history: list[dict[str, float]] = []
-    best_state: dict[str, torch.Tensor] = {}
     iteration, seconds = 0, 0.0
     saved = _read_checkpoint(checkpoint, key)
     if saved:
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
-        history, best_state, iteration = saved["history"], saved["best"], saved["iteration"]
-        seconds = saved["seconds"]
+        history, iteration, seconds = saved["history"], saved["iteration"], saved["seconds"]
         _say(f"{name}: resumed behind epoch {len(history)}")
 
     batches_an_epoch = math.ceil(len(first) / params.batch_size)
@@ -334,9 +331,6 @@ def train(
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
             }
-            better = [(past["val_accuracy"], -past["val_loss"]) for past in history]
-            if (val_accuracy, -val_loss) > max(better, default=(-1.0, 0.0)):
-                best_state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
             history.append(row)
             log(row)
             seconds += time.monotonic() - started
@@ -348,16 +342,12 @@ def train(
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history,
-                    "best": best_state,
                     "iteration": iteration,
                     "seconds": seconds,
                 },
             )
     write_json(curves / TIME, {"training_seconds": seconds})
-    best = max(
-        range(len(history)), key=lambda e: (history[e]["val_accuracy"], -history[e]["val_loss"], -e)
-    )
-    return Trained(best_state, best, history, seconds)
+    return Trained(history, seconds)
 
 
 @torch.no_grad()
