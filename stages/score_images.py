@@ -102,6 +102,7 @@ def main() -> None:
             named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
             for cluster, own in enumerate(scores)
         )
+        table = table.sort_values(["image_id", "cluster"])
         if kind == "scores":
             table = table.drop(columns="cluster")
         write_table(SCORES / f"{name}.parquet", kind, table)

@@ -74,7 +74,7 @@ def test_tables_have_their_columns_and_order(repro: Path, file: str, schema: str
     table = read_table(repro / f"data/{file}.parquet", schema)
     assert list(table.columns) == SCHEMAS[schema].names
     assert len(table)
-    keys = [key for key in ("image_id", "rank", "part") if key in table.columns]
+    keys = [key for key in ("image_id", "rank", "part", "cluster") if key in table.columns]
     assert table[keys].equals(table.sort_values(keys)[keys].reset_index(drop=True))
 
 
