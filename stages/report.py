@@ -153,6 +153,7 @@ def main() -> None:
         "ablation": read_plot_data("ablation.csv"),
         "fusion": fusion,
         "fusion_rows": tables.fusion_rows(fusion),
+        "cluster_shares": tables.cluster_shares(fusion),
         "comparison": read_comparison(),
         "class_rows": tables.class_accuracy(labels, answers, len(classes)).to_dict("records"),
         "confusion": tables.confusion(labels, answers["fused"], len(classes)),

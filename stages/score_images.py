@@ -66,12 +66,7 @@ def score(
     key = fingerprint(inputs, network_path)
     batches = math.ceil(counts.sum() / execution.batch_size)
     crops = pd.concat(in_shards(name, key, "crop_scores", batches, rows_from, execution))
-    return by_cluster(
-        np.stack(crops["probabilities"].to_list()),
-        np.repeat(np.arange(len(images)), counts),
-        np.concatenate(heads),
-        (len(images), network.heads),
-    )
+    return by_cluster(np.stack(crops["probabilities"].to_list()), heads, network.heads)
 
 
 def main() -> None:
@@ -90,22 +85,23 @@ def main() -> None:
     part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
     clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
     inputs = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored, execution.same_bits())
-    for name, kind, network, boxes, heads in (
-        ("original", "scores", "classnet", whole, only_head),
-        ("object", "scores", "objectnet", object_boxes, only_head),
-        ("clusters", "cluster_scores", "partnet", part_boxes, clusters),
+    named = images[["image_id", "split", "label"]]
+    for branch, network, boxes in (
+        ("original", "classnet", whole),
+        ("object", "objectnet", object_boxes),
     ):
         path = MODELS / f"{network}.safetensors"
-        scores = score(path, inputs, images, boxes, heads, mirrored, execution)
-        named = images[["image_id", "split", "label"]]
-        table = pd.concat(
-            named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
-            for cluster, own in enumerate(scores)
-        )
-        table = table.sort_values(["image_id", "cluster"])
-        if kind == "scores":
-            table = table.drop(columns="cluster")
-        write_table(SCORES / f"{name}.parquet", kind, table)
+        [own] = score(path, inputs, images, boxes, only_head, mirrored, execution)
+        table = named.assign(probabilities=list(own.astype(np.float32)))
+        write_table(SCORES / f"{branch}.parquet", "scores", table)
+    path = MODELS / "partnet.safetensors"
+    by_parts = score(path, inputs, images, part_boxes, clusters, mirrored, execution)
+    tables = [
+        named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
+        for cluster, own in enumerate(by_parts)
+    ]
+    table = pd.concat(tables).sort_values(["image_id", "cluster"])
+    write_table(SCORES / "clusters.parquet", "cluster_scores", table)
     for network in ("classnet", "objectnet", "partnet"):
         finish(f"scores_{network}")
 

@@ -185,8 +185,7 @@ def test_scoring_begins_at_any_batch_and_gives_the_same_bits(photographs: pd.Dat
 
 def test_scores_of_parts_are_their_means_by_cluster() -> None:
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.6, 0.4]])
-    photograph, cluster = np.array([0, 0, 0, 1, 1]), np.array([1, 0, 1, 2, 2])
-    found = by_cluster(scores, photograph, cluster, (2, 3))
+    found = by_cluster(scores, [np.array([1, 0, 1]), np.array([2, 2])], 3)
     assert found.shape == (3, 2, 2)
     np.testing.assert_allclose(found[0, 0], [0.8, 0.2])
     np.testing.assert_allclose(found[1, 0], [0.5, 0.5])

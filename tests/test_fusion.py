@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 from itertools import product
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_project import ROOT
 
 from opam.artifacts import read_json, read_table, write_table
 from opam.errors import OpamError
@@ -24,8 +24,6 @@ from opam.fusion import (
     temperature,
     weight_grid,
 )
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,8 +222,7 @@ def test_the_stage_gives_the_parts_weight_to_the_cluster_that_knows(
     write_table(folder / "clusters.parquet", "cluster_scores", clusters)
     params = {"seed": 0, "fusion": {"criterion": criterion}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    shutil.copytree(ROOT / "stages", tmp_path / "stages")
-    subprocess.run([sys.executable, "stages/fuse.py"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
     fusion = read_json(tmp_path / "data/fusion.json")
     found = np.stack(read_table(folder / "part.parquet", "scores")["probabilities"].to_list())

@@ -40,6 +40,7 @@ STEPS: dict[str, Any] = {
     "colocalization": ColocalizationParams,
     "objects": ObjectParams,
     "parts": PartParams,
+    "mirrored": bool,
 }
 """Sections of params.yaml that a bundle carries."""
 
@@ -102,7 +103,6 @@ class Classifier:
             name: section_of(content, f"params.{name}", kind, path / BUNDLE)
             for name, kind in STEPS.items()
         }
-        self.mirrored = section_of(content, "params.mirrored", bool, path / BUNDLE)
         self.execution = execution
         self.device = prepare_device(execution)
         self.networks: dict[str, CamNetwork] = {}
@@ -261,11 +261,9 @@ class Classifier:
             for image, each in zip(images, boxes, strict=True)
         ]
         shown = torch.cat(crops).to(self.device)
-        every = probabilities(self.networks[branch], shown, self.mirrored).cpu().numpy()
+        every = probabilities(self.networks[branch], shown, self.steps["mirrored"]).cpu().numpy()
         own = every[np.arange(len(every)), np.concatenate(heads)]
-        of_photograph = np.repeat(np.arange(len(images)), [len(each) for each in boxes])
-        shape = (len(images), self.networks[branch].heads)
-        return by_cluster(own, of_photograph, np.concatenate(heads), shape)
+        return by_cluster(own, heads, self.networks[branch].heads)
 
 
 def as_array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:

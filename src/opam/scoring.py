@@ -232,11 +232,8 @@ def predict(
     crops = load_ahead(PhotographCrops(paths, boxes, size), execution.workers)
     crops = progress(crops, len(paths), description)
     for batch in _batches(crops, execution.batch_size):
-        views = [batch.to(device)]
-        if mirrored:
-            views.append(views[0].flip(3))
         with torch.inference_mode(), autocast(device):
-            found = [network(view) for view in views]
+            found = [network(view) for view in _views(batch.to(device), mirrored)]
         own = [each.logits.float().softmax(1) for each in found]
         scores, regions = torch.stack(own).mean(0), found[0].boxes
         yield scores.cpu().numpy(), None if regions is None else regions.float().cpu().numpy()
@@ -259,25 +256,23 @@ def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndar
     return photograph, rows - before[photograph]
 
 
-def by_cluster(
-    probabilities: np.ndarray, photograph: np.ndarray, cluster: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray:
+def by_cluster(probabilities: np.ndarray, clusters: Sequence[np.ndarray], count: int) -> np.ndarray:
     """What the parts of each cluster say of each photograph.
 
     Args:
-        probabilities: float P x C, a part each.
-        photograph: int P, 0..N-1; each photograph has a part.
-        cluster: int P, 0..K-1.
-        shape: N and K.
+        probabilities: float P x C, a part each, one photograph's behind the other's.
+        clusters: of each of N photographs its parts' clusters, int, 0..K-1; at least one.
+        count: K.
 
     Returns:
         float64 K x N x C: the mean over a photograph's parts of the cluster; where it has none,
         the mean over all its parts.
     """
-    classes = probabilities.shape[1]
-    totals, counts = np.zeros((*shape, classes)), np.zeros(shape)
-    np.add.at(totals, (photograph, cluster), probabilities)
-    np.add.at(counts, (photograph, cluster), 1)
+    cell = np.repeat(np.arange(len(clusters)), [*map(len, clusters)]), np.concatenate(clusters)
+    counts = np.zeros((len(clusters), count))
+    totals = np.zeros((*counts.shape, probabilities.shape[1]))
+    np.add.at(totals, cell, probabilities)
+    np.add.at(counts, cell, 1)
     every = totals.sum(1) / counts.sum(1)[:, None]
     own = totals / np.maximum(counts, 1)[..., None]
     return np.where(counts[..., None] > 0, own, every[:, None]).swapaxes(0, 1)
@@ -291,10 +286,13 @@ def probabilities(network: CamNetwork, crops: torch.Tensor, mirrored: bool) -> t
         crops: uint8 N x 3 x S x S.
         mirrored: the mean with the mirror images' is given.
     """
-    views = [crops, crops.flip(3)] if mirrored else [crops]
     with torch.inference_mode(), autocast(crops.device):
-        found = [network(view).float().softmax(2) for view in views]
+        found = [network(view).float().softmax(2) for view in _views(crops, mirrored)]
     return torch.stack(found).mean(0)
+
+
+def _views(crops: torch.Tensor, mirrored: bool) -> list[torch.Tensor]:
+    return [crops, crops.flip(3)] if mirrored else [crops]
 
 
 def _batches(items: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

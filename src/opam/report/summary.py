@@ -13,6 +13,7 @@ from rich.table import Table
 
 from opam.artifacts import read_json
 from opam.errors import OpamError, run
+from opam.report.page.tables import cluster_shares
 
 DATA = Path("data")
 COMPARISON = DATA / "comparison.csv"
@@ -76,9 +77,7 @@ def fusion_weights(fusion: Mapping[str, Any]) -> str:
         fusion: what data/fusion.json holds.
     """
     weights = ", ".join(f"{branch} {weight:.1f}" for branch, weight in fusion["weights"].items())
-    clusters = enumerate(fusion["clusters"]["weights"])
-    shares = ", ".join(f"cluster {cluster} {share:.2f}" for cluster, share in clusters)
-    return f"{weights} ({shares})"
+    return f"{weights} ({cluster_shares(fusion)})"
 
 
 def _shown(value: Any, form: str) -> str:

@@ -119,6 +119,16 @@ def fusion_rows(fusion: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def cluster_shares(fusion: Mapping[str, Any]) -> str:
+    """In a line: the clusters' shares in the part branch.
+
+    Args:
+        fusion: what data/fusion.json holds.
+    """
+    shares = enumerate(fusion["clusters"]["weights"])
+    return ", ".join(f"cluster {cluster} {share:.2f}" for cluster, share in shares)
+
+
 def most_exciting(
     parts: pd.DataFrame, positions: Mapping[str, int], shown: int
 ) -> dict[int, list[dict[str, Any]]]:
