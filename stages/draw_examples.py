@@ -15,27 +15,27 @@ from opam.stage import run
 
 DATA = Path("data")
 EXAMPLES = Path("data/examples")
-EACH = 4
-"""Photographs that fused has right, and as many that it has wrong."""
+EACH = 12
+"""Photographs drawn at random, and as many that came out worst."""
 
 
 def main() -> None:
-    """Write data/examples/: right_1.jpg.. at random, wrong_1.jpg.. from the most confident on."""
+    """Write data/examples/: random_01.jpg.., and worst_01.jpg.. from the most surely wrong on."""
     rng = np.random.default_rng(read_params("seed", int))
     predictions = read_table(DATA / "predictions.parquet", "predictions")
     test = predictions[predictions["split"] == "test"]
-    right = test[test["fused"] == test["label"]]
-    wrong = test[test["fused"] != test["label"]].sort_values("confidence", ascending=False)
+    right = (test["fused"] == test["label"]).to_numpy()
+    sureness = test["confidence"].to_numpy() * np.where(right, 1, -1)
     drawn = {
-        "right": right.iloc[np.sort(rng.permutation(len(right))[:EACH])],
-        "wrong": wrong.head(EACH),
+        "random": test.iloc[np.sort(rng.permutation(len(test))[:EACH])],
+        "worst": test.iloc[np.argsort(sureness, kind="stable")[:EACH]],
     }
     EXAMPLES.mkdir(parents=True, exist_ok=True)
     for kind, rows in drawn.items():
         for number, image_id in enumerate(rows["image_id"], start=1):
             photograph = open_photograph(DATA, image_id)
             panels = [step(photograph) for step in (colocalization, aligned_parts, probabilities)]
-            with atomic(EXAMPLES / f"{kind}_{number}.jpg") as temporary:
+            with atomic(EXAMPLES / f"{kind}_{number:02d}.jpg") as temporary:
                 sheet(f"{image_id}: {photograph.class_name}", panels).save(temporary, "JPEG")
 
 

@@ -164,7 +164,14 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     page = dvc(repro, "plots", "show", "-o", "page")
     assert "index.html" in page
     html = (repro / "page/index.html").read_text()
-    for title in ("Validation accuracy", "Training loss", "Ablation", "Confusion", "right_1.jpg"):
+    for title in (
+        "Validation accuracy",
+        "Training loss",
+        "Ablation",
+        "Confusion",
+        "random_01.jpg",
+        "worst_12.jpg",
+    ):
         assert title in html
     ran = dvc(repro, "exp", "run", "-S", "fusion.criterion=accuracy", "-n", "paper")
     assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
