@@ -22,7 +22,7 @@ from project import ROOT, copy_project, environment
 from opam.artifacts import read_json, read_table, write_json
 from opam.fusion import BRANCHES
 from opam.report.page.gallery import commit
-from opam.report.results import ABLATION, ablation_rows, measured
+from opam.report.results import ABLATION, ON_VAL, ablation_rows, measured
 
 
 def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -63,11 +63,12 @@ def changed(params: dict[str, Any], changes: dict[str, Any], seed: int) -> dict[
 
 
 def figures(data: Path) -> dict[str, float]:
-    """The figures of a finished run: accuracy of branches, pairs and fusions, and CorLoc."""
+    """The figures of a finished run: accuracy of all combinations, also on val, and CorLoc."""
     metrics = read_json(data / "metrics.json")
     table = pd.read_csv(data / "plots/ablation.csv")
-    found = dict(zip(table["branches"], table["accuracy"], strict=True))
-    found["fused"] = found.pop("+".join(BRANCHES))
+    names = table["branches"].replace("+".join(BRANCHES), "fused")
+    found = dict(zip(names, table["accuracy"], strict=True))
+    found |= dict(zip(names + ON_VAL, table["val_accuracy"], strict=True))
     tables = [read_table(data / "scores" / f"{branch}.parquet", "scores") for branch in BRANCHES]
     test = [table[table["split"] == "test"] for table in tables]
     mean = np.mean([np.stack(table["probabilities"].to_list()) for table in test], axis=0)

@@ -3,13 +3,15 @@
 Run by itself: ``python stages/fuse.py``.
 """
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from opam.artifacts import read_table, write_json, write_table
 from opam.config import read_params
-from opam.fusion import BRANCHES, FusionParams, calibrate, fuse, part_shares, search_weights
+from opam.fusion import BRANCHES, Fusion, FusionParams, calibrate, fuse, search_weights
 from opam.stage import run
 
 SCORES = Path("data/scores")
@@ -23,43 +25,58 @@ def main() -> None:
     original = read_table(SCORES / "original.parquet", "scores")
     objects = read_table(SCORES / "object.parquet", "scores")
     parts = read_table(SCORES / "clusters.parquet", "cluster_scores")
-    whole = np.stack([np.stack(table["probabilities"].to_list()) for table in (original, objects)])
-    clusters = np.stack(
-        [np.stack(own["probabilities"].to_list()) for _, own in parts.groupby("cluster")]
-    )
-    alike = clusters.mean(0, keepdims=True)
-    searched = alike if params.criterion == "accuracy" else clusters
+    clusters = np.stack([stacked(own) for _, own in parts.groupby("cluster")])
     val = (original["split"] == "val").to_numpy()
-    scores = np.concatenate([whole, searched])
     labels = original.loc[val, "label"].to_numpy()
 
-    found = search_weights(
-        scores[:, val], labels, params.folds, params.step, seed, params.criterion
-    )
-    weights, shares = part_shares(found.weights)
-    temperatures = found.temperatures[2:]
+    def search(scores: np.ndarray) -> Fusion:
+        return search_weights(scores, labels, params.folds, params.step, seed, params.criterion)
+
     if params.criterion == "accuracy":
-        shares, temperatures = [1 / len(clusters)] * len(clusters), (1.0,) * len(clusters)
-    probabilities = fuse(calibrate(clusters, temperatures), shares).astype(np.float32)
-    table = original.assign(probabilities=list(probabilities))
-    write_table(SCORES / "part.parquet", "scores", table)
-    folds = [
-        {"fold": fold, "weights": part_shares(each)[0], "accuracy": accuracy}
-        for fold, (each, accuracy) in enumerate(
-            zip(found.fold_weights, found.fold_accuracy, strict=True)
-        )
-    ]
+        shares, temperatures = (1 / len(clusters),) * len(clusters), (1.0,) * len(clusters)
+        part_on_val = clusters[:, val].mean(0)
+    else:
+        own = search(clusters[:, val])
+        shares, temperatures, part_on_val = own.weights, own.temperatures, own.held_out
+    part = fuse(calibrate(clusters, temperatures), shares).astype(np.float32)
+    write_table(SCORES / "part.parquet", "scores", original.assign(probabilities=list(part)))
+
+    whole = [stacked(table)[val] for table in (original, objects)]
+    scores = dict(zip(BRANCHES, (*whole, part_on_val), strict=True))
+    found = {
+        chosen: search(np.stack([scores[branch] for branch in chosen]))
+        for count in range(1, len(BRANCHES) + 1)
+        for chosen in combinations(BRANCHES, count)
+    }
+    fused = found[BRANCHES]
     write_json(
         FUSION,
         {
-            "weights": weights,
-            # The part branch is a mean of clusters that have temperatures of their own.
-            "temperatures": dict(zip(BRANCHES, (*found.temperatures[:2], 1.0), strict=True)),
+            "weights": dict(zip(BRANCHES, fused.weights, strict=True)),
+            "temperatures": dict(zip(BRANCHES, fused.temperatures, strict=True)),
             "clusters": {"weights": shares, "temperatures": temperatures},
-            "accuracy": found.accuracy,
-            "folds": folds,
+            "accuracy": fused.accuracy,
+            "folds": [
+                {
+                    "fold": fold,
+                    "weights": dict(zip(BRANCHES, weights, strict=True)),
+                    "accuracy": each,
+                }
+                for fold, (weights, each) in enumerate(
+                    zip(fused.fold_weights, fused.fold_accuracy, strict=True)
+                )
+            ],
+            "combinations": [
+                {"weights": dict(zip(chosen, each.weights, strict=True)), "accuracy": each.accuracy}
+                for chosen, each in found.items()
+            ],
         },
     )
+
+
+def stacked(table: pd.DataFrame) -> np.ndarray:
+    """Probabilities float32 N x C of a table of scores."""
+    return np.stack(table["probabilities"].to_list())
 
 
 if __name__ == "__main__":

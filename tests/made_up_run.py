@@ -104,7 +104,13 @@ def write_figures(data: Path) -> None:
     accuracy = dict.fromkeys(("original", "object", "part", "fused"), 0.5)
     metrics = {"images": 1, "accuracy": accuracy, "fused": interval | figures, "mcnemar_p": 0.5}
     write_json(data / "metrics.json", metrics)
-    row = {"branches": "original+object+part", "accuracy": 0.5, **interval, **figures}
+    row = {
+        "branches": "original+object+part",
+        "accuracy": 0.5,
+        **interval,
+        **figures,
+        "val_accuracy": 0.5,
+    }
     write_csv(data / "plots/ablation.csv", pd.DataFrame([row]))
     columns = ["cluster", "location", "photographs", "share"]
     write_csv(data / "plots/part_locations.csv", pd.DataFrame(columns=columns))

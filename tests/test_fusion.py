@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ from small_project import ROOT
 from opam.artifacts import read_json, read_table, write_table
 from opam.errors import OpamError
 from opam.fusion import (
+    BRANCHES,
     Criterion,
     FusionParams,
     calibrate,
     fold_of,
     fuse,
-    part_shares,
     search_weights,
     temperature,
     weight_grid,
@@ -189,16 +189,6 @@ def test_equal_branches_get_weights_closest_to_equal() -> None:
     assert found.weights == pytest.approx((1 / 3,) * 3)
 
 
-def test_the_clusters_share_what_the_parts_weigh() -> None:
-    weights, shares = part_shares((0.4, 0.2, 0.3, 0.0, 0.1))
-    assert weights == {"original": 0.4, "object": 0.2, "part": pytest.approx(0.4)}
-    assert shares == pytest.approx([0.75, 0.0, 0.25])
-    assert part_shares((0.4, 0.6, 0.0, 0.0)) == (
-        {"original": 0.4, "object": 0.6, "part": 0},
-        [0.5] * 2,
-    )
-
-
 @pytest.mark.parametrize("criterion", ["likelihood", "accuracy"])
 def test_the_stage_gives_the_parts_weight_to_the_cluster_that_knows(
     criterion: Criterion, tmp_path: Path
@@ -227,13 +217,16 @@ def test_the_stage_gives_the_parts_weight_to_the_cluster_that_knows(
     fusion = read_json(tmp_path / "data/fusion.json")
     found = np.stack(read_table(folder / "part.parquet", "scores")["probabilities"].to_list())
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    branches = [[*each["weights"]] for each in fusion["combinations"]]
+    assert branches == [list(each) for count in (1, 2, 3) for each in combinations(BRANCHES, count)]
+    whole = fusion["combinations"][-1]
+    assert whole == {"weights": fusion["weights"], "accuracy": fusion["accuracy"]}
     if criterion == "accuracy":
         assert fusion["clusters"] == {"weights": [0.5, 0.5], "temperatures": [1, 1]}
         np.testing.assert_allclose(found, (scores[2] + scores[3]) / 2, atol=1e-6)
         return
     assert fusion["clusters"]["weights"][1] > 0.8
     assert fusion["weights"]["part"] > 0.8
-    assert fusion["temperatures"]["part"] == 1
     alike = (scores[2] + scores[3]).argmax(1)
     assert (found.argmax(1) == labels).mean() >= (alike == labels).mean()
 

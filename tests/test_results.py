@@ -127,9 +127,11 @@ def test_combinations_are_of_the_unchanged_runs() -> None:
         {"variant": "as it is", "seed": 1, "object": 0.6, "equal weights": 0.8, "fused": 0.80},
         {"variant": "bare", "seed": 0, "object": 0.1, "equal weights": 0.1, "fused": 0.1},
     ]
+    for row, on_val in zip(rows, (0.4, 0.7, 0.2), strict=True):
+        row["object on val"] = on_val
     # fused ahead of object by 40 and 20 points: mean 30, standard error 10
     assert combinations_text(rows).splitlines()[2:] == [
-        "| object | 55.0 ± 63.5 | +30.0 ± 127.1 |",
-        "| equal weights | 85.0 ± 63.5 |  |",
-        "| fused | 85.0 ± 63.5 |  |",
+        "| object | 55.0 ± 63.5 | +30.0 ± 127.1 | 55.0 |",
+        "| equal weights | 85.0 ± 63.5 |  |  |",
+        "| fused | 85.0 ± 63.5 |  |  |",
     ]

@@ -3,7 +3,9 @@
 A network trained with label smoothing is less sure than it is right, and not all branches alike.
 One temperature a branch makes them comparable first (Guo et al., "On Calibration of Modern Neural
 Networks", ICML 2017). Nor do all parts say as much: a bird's head tells its species more often
-than its back. So the part branch is itself a weighted mean, of the clusters of parts.
+than its back. So the part branch is itself a weighted mean, of the clusters of parts; what it says
+of val when the branches are weighed is by the weights of other folds, as in stacking (Wolpert,
+"Stacked Generalization", Neural Networks 1992).
 """
 
 from collections.abc import Sequence
@@ -33,8 +35,8 @@ class FusionParams(Params):
     folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
     criterion: Criterion = Field(
         "likelihood",
-        description="likelihood: the temperatures, and then the weights of original, object and "
-        "each cluster of parts, under which the labels are most probable, which a few photographs "
+        description="likelihood: the temperatures, and then the weights of the clusters of parts "
+        "and of the branches, under which the labels are most probable, which a few photographs "
         "do not upset; accuracy: the weights that are right most often, without temperatures, and "
         "all clusters alike, as in the paper",
     )
@@ -49,14 +51,16 @@ class Fusion:
         temperatures: one an item, best on all images; for `calibrate`.
         fold_accuracy: accuracy on each held-out fold of the weights chosen on the others.
         fold_weights: those weights.
-        accuracy: share of all images that are right when held out; what to expect of the
-            chosen way of choosing, where the accuracy of ``weights`` themselves would flatter.
+        held_out: float64 N x C, each image fused by what its fold was held out from.
+        accuracy: share of images that ``held_out`` has right; what to expect of the chosen way
+            of choosing, where the accuracy of ``weights`` themselves would flatter.
     """
 
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
     fold_accuracy: tuple[float, ...]
     fold_weights: tuple[tuple[float, ...], ...]
+    held_out: np.ndarray
     accuracy: float
 
 
@@ -103,21 +107,6 @@ def weight_grid(branches: int, step: float) -> np.ndarray:
     bars = np.array(list(combinations(range(parts + branches - 1), branches - 1)), dtype=np.int64)
     ends = np.pad(bars, ((0, 0), (1, 1)), constant_values=((-1, -1), (-1, parts + branches - 1)))
     return (np.diff(ends) - 1) / parts
-
-
-def part_shares(weights: Sequence[float]) -> tuple[dict[str, float], list[float]]:
-    """The weight of each branch, and the clusters' shares in the part branch.
-
-    Args:
-        weights: of original, object and each of the K clusters, as `search_weights` found them.
-
-    Returns:
-        By branch, and K shares that sum to 1, all alike where no cluster has a weight.
-    """
-    original, whole, *clusters = weights
-    part = sum(clusters)
-    shares = [each / part if part > 0 else 1 / len(clusters) for each in clusters]
-    return dict(zip(BRANCHES, (original, whole, part), strict=True)), shares
 
 
 def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -179,16 +168,18 @@ def search_weights(
         return tuple(grid[np.lexsort((distance, *keys))[0]].tolist()), temperatures
 
     fold = fold_of(labels, folds, seed)
-    found = [best(fold != held_out) for held_out in range(folds)]
-    right = np.empty(len(labels), dtype=bool)
-    for held_out, (weights, temperatures) in enumerate(found):
-        own = fold == held_out
-        right[own] = fuse(calibrate(scores[:, own], temperatures), weights).argmax(1) == labels[own]
+    found = [best(fold != number) for number in range(folds)]
+    held_out = np.empty(scores.shape[1:])
+    for number, (weights, temperatures) in enumerate(found):
+        own = fold == number
+        held_out[own] = fuse(calibrate(scores[:, own], temperatures), weights)
+    right = held_out.argmax(1) == labels
     weights, temperatures = best(np.ones(len(labels), dtype=bool))
     return Fusion(
         weights=weights,
         temperatures=temperatures,
         fold_accuracy=tuple(float(right[fold == f].mean()) for f in range(folds)),
         fold_weights=tuple(each for each, _ in found),
+        held_out=held_out,
         accuracy=float(right.mean()),
     )

@@ -24,6 +24,8 @@ DATA = Path("data")
 PRESETS = Path("presets")
 RESULTS = Path("docs/results.md")
 ABLATION = Path("benchmarks/ablation.json")
+ON_VAL = " on val"
+"""Ends the name of a figure of the ablation that is of val, not of test."""
 COLUMNS: dict[str, tuple[str, str]] = {
     "system": ("system", "{}"),
     "accuracy": ("accuracy", "{:.1%}"),
@@ -69,12 +71,13 @@ def branches_text(ablation: pd.DataFrame) -> str:
             str(row.branches),
             f"{row.accuracy:.1%}",
             f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
+            f"{row.val_accuracy:.1%}",
             f"{row.top5:.1%}",
             f"{row.calibration_error:.3f}",
         ]
         for row in ablation.itertuples()
     ]
-    headings = ["branches", "accuracy", "95% interval", "top-5", "calibration error"]
+    headings = ["branches", "accuracy", "95% interval", "on val", "top-5", "calibration error"]
     return markdown_table(headings, rows)
 
 
@@ -93,7 +96,8 @@ def steps_text(rows: list[dict[str, Any]]) -> str:
     table = pd.DataFrame(rows).set_index(["seed", "variant"])
     fused = table["fused"].unstack()
     kept = rows[0]["variant"]
-    shown = [name for name in ("original", "object", "part", "fused", "CorLoc") if name in table]
+    figures = ("original", "object", "part", "fused", "fused" + ON_VAL, "CorLoc")
+    shown = [name for name in figures if name in table]
     lines = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         runs = table.xs(name, level="variant")
@@ -107,14 +111,17 @@ def steps_text(rows: list[dict[str, Any]]) -> str:
 def combinations_text(rows: list[dict[str, Any]]) -> str:
     """Each branch, pair and fusion of the runs with nothing changed: mean over the seeds.
 
-    With the mean, its 95% interval by Student's t, and how far fused is from it.
+    With the mean, its 95% interval by Student's t, how far fused is from it, and the mean on val.
     """
     runs = pd.DataFrame([row for row in rows if row["variant"] == rows[0]["variant"]])
     lines = []
     for name in runs.columns.drop(["variant", "seed", "commit", "CorLoc"], errors="ignore"):
-        ahead = (runs["fused"] - runs[name]).to_numpy()
-        lines.append([str(name), _mean(runs[name].to_numpy(), "{:.1f}"), _distance(ahead)])
-    return markdown_table(["combination", "accuracy, %", "fused ahead, in points"], lines)
+        if not name.endswith(ON_VAL):
+            ahead = (runs["fused"] - runs[name]).to_numpy()
+            on_val = f"{100 * runs[name + ON_VAL].mean():.1f}" if name + ON_VAL in runs else ""
+            lines.append([name, _mean(runs[name].to_numpy(), "{:.1f}"), _distance(ahead), on_val])
+    headings = ["combination", "accuracy, %", "fused ahead, in points", "on val, %"]
+    return markdown_table(headings, lines)
 
 
 def _distance(apart: np.ndarray) -> str:
@@ -207,6 +214,9 @@ seconds are those of its four networks.
 {comparison_text(comparison)}
 
 ## What each branch is worth
+
+Each combination with weights of its own, chosen on val; there it is measured on the folds that they
+were not chosen on.
 
 {branches_text(ablation)}
 
