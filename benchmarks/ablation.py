@@ -19,8 +19,8 @@ import pandas as pd
 import yaml
 from project import ROOT, copy_project, environment
 
-from opam.artifacts import read_json, read_table, write_json
-from opam.fusion import BRANCHES
+from opam.artifacts import read_json, read_scores, read_table, write_json
+from opam.fusion import BRANCHES, FUSED
 from opam.report.page.gallery import commit
 from opam.report.results import ABLATION, ON_VAL, ablation_rows, measured
 
@@ -66,13 +66,14 @@ def figures(data: Path) -> dict[str, float]:
     """The figures of a finished run: accuracy of all combinations, also on val, and CorLoc."""
     metrics = read_json(data / "metrics.json")
     table = pd.read_csv(data / "plots/ablation.csv")
-    names = table["branches"].replace("+".join(BRANCHES), "fused")
+    names = table["branches"].replace(FUSED, "fused")
     found = dict(zip(names, table["accuracy"], strict=True))
     found |= dict(zip(names + ON_VAL, table["val_accuracy"], strict=True))
-    tables = [read_table(data / "scores" / f"{branch}.parquet", "scores") for branch in BRANCHES]
-    test = [table[table["split"] == "test"] for table in tables]
-    mean = np.mean([np.stack(table["probabilities"].to_list()) for table in test], axis=0)
-    found["equal weights"] = float((mean.argmax(1) == test[0]["label"].to_numpy()).mean())
+    images, scores = read_scores(data / "scores")
+    clusters = [own for name, own in scores.items() if name not in BRANCHES]
+    mean = np.mean([scores["original"], scores["object"], np.mean(clusters, axis=0)], axis=0)
+    right = mean.argmax(1) == images["label"].to_numpy()
+    found["equal weights"] = float(right[(images["split"] == "test").to_numpy()].mean())
     if "object_box" in metrics:
         found["CorLoc"] = metrics["object_box"]["corloc"]
     return found

@@ -4,7 +4,6 @@ Run by itself: ``python stages/evaluate.py``.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +12,14 @@ from opam.artifacts import (
     BOX,
     GT_BOX,
     read_json,
+    read_scores,
     read_table,
     write_csv,
     write_json,
     write_table,
 )
 from opam.config import read_params
-from opam.fusion import BRANCHES, calibrate, fuse
+from opam.fusion import BRANCHES, FUSED, fuse_named
 from opam.metrics import (
     EvaluationParams,
     ablation_row,
@@ -33,47 +33,26 @@ from opam.stage import run
 DATA = Path("data")
 
 
-def combination_table(
-    scores: dict[str, np.ndarray],
-    combinations: list[dict[str, Any]],
-    labels: np.ndarray,
-    params: EvaluationParams,
-    seed: int,
-) -> pd.DataFrame:
-    """The ablation: each branch, each pair and all three, a row each, with weights of its own."""
-    rows = []
-    for combination in combinations:
-        weights = combination["weights"]
-        figures = ablation_row(fused_by(scores, weights), labels, params.bootstrap_samples, seed)
-        val_accuracy = combination["accuracy"]
-        rows.append({"branches": "+".join(weights), **figures, "val_accuracy": val_accuracy})
-    return pd.DataFrame(rows)
-
-
-def fused_by(scores: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-    """Fused probabilities N x C of the branches that have weights."""
-    return fuse(np.stack([scores[branch] for branch in weights]), [*weights.values()])
-
-
 def main() -> None:
     """Write data/metrics.json, data/predictions.parquet and the data of the plots."""
     seed = read_params("seed", int)
     params = read_params("evaluation", EvaluationParams)
     classes = read_json(DATA / "classes.json")
     fusion = read_json(DATA / "fusion.json")
-    tables = {b: read_table(DATA / "scores" / f"{b}.parquet", "scores") for b in BRANCHES}
+    images, scores = read_scores(DATA / "scores")
     manifest = read_table(DATA / "manifest.parquet", "manifest").set_index("image_id")
     objects = read_table(DATA / "objects.parquet", "objects").set_index("image_id")
     parts = read_table(DATA / "aligned_parts.parquet", "aligned_parts")
     keypoints = read_table(DATA / "keypoints.parquet", "keypoints")
 
-    images = tables["original"][["image_id", "split", "label"]]
-    raw = np.stack([np.stack(table["probabilities"].to_list()) for table in tables.values()])
-    temperatures = [fusion["temperatures"][branch] for branch in BRANCHES]
-    all_scores = dict(zip(BRANCHES, calibrate(raw, temperatures), strict=True))
-    fused = fused_by(all_scores, fusion["weights"])
+    # By each branch, each pair and all three, with weights of their own.
+    answers = {
+        combination: fuse_named(scores, weights, fusion["rule"])
+        for combination, weights in fusion["weights"].items()
+    }
+    fused = answers[FUSED]
     predictions = images.assign(
-        **{branch: scores.argmax(1) for branch, scores in all_scores.items()},
+        **{branch: answers[branch].argmax(1) for branch in BRANCHES},
         fused=fused.argmax(1),
         confidence=fused.max(1),
         probabilities=list(fused.astype(np.float32)),
@@ -82,16 +61,24 @@ def main() -> None:
 
     test = (images["split"] == "test").to_numpy()
     labels = images["label"].to_numpy()[test]
-    scores = {branch: values[test] for branch, values in all_scores.items()}
-    ablation = combination_table(scores, fusion["combinations"], labels, params, seed)
+    ablation = pd.DataFrame(
+        {
+            "branches": combination,
+            **ablation_row(answer[test], labels, params.bootstrap_samples, seed),
+            "val_accuracy": fusion["accuracy"][combination],
+        }
+        for combination, answer in answers.items()
+    )
     write_csv(DATA / "plots/ablation.csv", ablation)
-    held_out = ablation.set_index("branches")["val_accuracy"]
     right = predictions[[*BRANCHES, "fused"]].eq(images["label"], axis=0)
     metrics = {
         "images": int(test.sum()),
         "accuracy": right[test].mean().to_dict(),
         # To choose parameters by: of folds that no weights were chosen on.
-        "val_accuracy": {**held_out[[*BRANCHES]].to_dict(), "fused": fusion["accuracy"]},
+        "val_accuracy": {
+            **{branch: fusion["accuracy"][branch] for branch in BRANCHES},
+            "fused": fusion["accuracy"][FUSED],
+        },
         "fused": ablation.drop(columns=["branches", "accuracy", "val_accuracy"]).iloc[-1].to_dict(),
         "mcnemar_p": mcnemar_p(right["fused"][test].to_numpy(), right["original"][test].to_numpy()),
     }

@@ -7,11 +7,10 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from opam.artifacts import read_table, write_json, write_table
+from opam.artifacts import read_scores, write_json
 from opam.config import read_params
-from opam.fusion import BRANCHES, Fusion, FusionParams, calibrate, fuse, search_weights
+from opam.fusion import BRANCHES, FusionParams, search_weights
 from opam.stage import run
 
 SCORES = Path("data/scores")
@@ -19,64 +18,51 @@ FUSION = Path("data/fusion.json")
 
 
 def main() -> None:
-    """Write data/fusion.json, and data/scores/part.parquet: what all parts say together."""
+    """Write data/fusion.json: the weights of each branch, each pair and all three."""
     seed = read_params("seed", int)
     params = read_params("fusion", FusionParams)
-    original = read_table(SCORES / "original.parquet", "scores")
-    objects = read_table(SCORES / "object.parquet", "scores")
-    parts = read_table(SCORES / "clusters.parquet", "cluster_scores")
-    clusters = np.stack([stacked(own) for _, own in parts.groupby("cluster")])
-    val = (original["split"] == "val").to_numpy()
-    labels = original.loc[val, "label"].to_numpy()
+    images, scores = read_scores(SCORES)
+    val = (images["split"] == "val").to_numpy()
+    labels = images.loc[val, "label"].to_numpy()
+    clusters = [name for name in scores if name not in BRANCHES]
+    made_of = {"original": ["original"], "object": ["object"], "part": clusters}
 
-    def search(scores: np.ndarray) -> Fusion:
-        return search_weights(scores, labels, params.folds, params.step, seed, params.criterion)
-
-    if params.criterion == "accuracy":
-        shares, temperatures = (1 / len(clusters),) * len(clusters), (1.0,) * len(clusters)
-        part_on_val = clusters[:, val].mean(0)
-    else:
-        own = search(clusters[:, val])
-        shares, temperatures, part_on_val = own.weights, own.temperatures, own.held_out
-    part = fuse(calibrate(clusters, temperatures), shares).astype(np.float32)
-    write_table(SCORES / "part.parquet", "scores", original.assign(probabilities=list(part)))
-
-    whole = [stacked(table)[val] for table in (original, objects)]
-    scores = dict(zip(BRANCHES, (*whole, part_on_val), strict=True))
-    found = {
-        chosen: search(np.stack([scores[branch] for branch in chosen]))
-        for count in range(1, len(BRANCHES) + 1)
-        for chosen in combinations(BRANCHES, count)
-    }
-    fused = found[BRANCHES]
+    weights, accuracy, folds = {}, {}, []
+    for count in range(1, len(BRANCHES) + 1):
+        for chosen in combinations(BRANCHES, count):
+            # A mean is of branches, all parts alike; a product weighs each cluster by itself.
+            items = [made_of[branch] for branch in chosen]
+            if params.rule == "product":
+                items = [[name] for names in items for name in names]
+            stacked = np.stack([np.mean([scores[name][val] for name in each], 0) for each in items])
+            found = search_weights(stacked, labels, params.folds, params.step, seed, params.rule)
+            combination = "+".join(chosen)
+            weights[combination] = by_name(items, found.weights)
+            accuracy[combination] = found.accuracy
+            folds = [
+                {"fold": fold, "weights": by_name(items, each), "accuracy": right}
+                for fold, (each, right) in enumerate(
+                    zip(found.fold_weights, found.fold_accuracy, strict=True)
+                )
+            ]
     write_json(
         FUSION,
         {
-            "weights": dict(zip(BRANCHES, fused.weights, strict=True)),
-            "temperatures": dict(zip(BRANCHES, fused.temperatures, strict=True)),
-            "clusters": {"weights": shares, "temperatures": temperatures},
-            "accuracy": fused.accuracy,
-            "folds": [
-                {
-                    "fold": fold,
-                    "weights": dict(zip(BRANCHES, weights, strict=True)),
-                    "accuracy": each,
-                }
-                for fold, (weights, each) in enumerate(
-                    zip(fused.fold_weights, fused.fold_accuracy, strict=True)
-                )
-            ],
-            "combinations": [
-                {"weights": dict(zip(chosen, each.weights, strict=True)), "accuracy": each.accuracy}
-                for chosen, each in found.items()
-            ],
+            "rule": params.rule,
+            "weights": weights,
+            "accuracy": accuracy,
+            "folds": folds,
         },
     )
 
 
-def stacked(table: pd.DataFrame) -> np.ndarray:
-    """Probabilities float32 N x C of a table of scores."""
-    return np.stack(table["probabilities"].to_list())
+def by_name(items: list[list[str]], weights: tuple[float, ...]) -> dict[str, float]:
+    """The weight of each score; those of one item share its weight alike."""
+    return {
+        name: weight / len(item)
+        for item, weight in zip(items, weights, strict=True)
+        for name in item
+    }
 
 
 if __name__ == "__main__":

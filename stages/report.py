@@ -16,13 +16,14 @@ from opam.artifacts import (
     read_batches,
     read_json,
     read_photographs,
+    read_scores,
     read_table,
     read_table_in_pieces,
 )
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, calibrate
+from opam.fusion import BRANCHES, FUSED, fuse_named
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
@@ -82,16 +83,16 @@ def read_comparison() -> list[dict[str, Any]]:
     return read_json(path) if path.exists() else []
 
 
-def read_scores(temperatures: dict[str, float]) -> dict[str, np.ndarray]:
-    """Probabilities N x C of the test photographs, by each branch, calibrated, and fused."""
-    sources = {branch: (DATA / "scores" / f"{branch}.parquet", "scores") for branch in BRANCHES}
-    sources["fused"] = (DATA / "predictions.parquet", "predictions")
-    scores = {}
-    for branch, source in sources.items():
-        table = read_table(*source)
-        own = np.stack(table.loc[table["split"] == "test", "probabilities"].to_list())
-        scores[branch] = calibrate(own[None], [temperatures.get(branch, 1.0)])[0]
-    return scores
+def read_answers(fusion: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Probabilities N x C of the test photographs, by each branch and fused."""
+    images, scores = read_scores(DATA / "scores")
+    test = (images["split"] == "test").to_numpy()
+    own = {name: each[test] for name, each in scores.items()}
+    combinations = dict(zip((*BRANCHES, "fused"), (*BRANCHES, FUSED), strict=True))
+    return {
+        name: fuse_named(own, fusion["weights"][combination], fusion["rule"])
+        for name, combination in combinations.items()
+    }
 
 
 def main() -> None:
@@ -103,7 +104,7 @@ def main() -> None:
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     finished = gallery.Run(
         photographs=manifest[manifest["split"] == "test"],
-        scores=read_scores(fusion["temperatures"]),
+        scores=read_answers(fusion),
         objects=read_table(DATA / "objects.parquet", "objects").set_index("image_id"),
         parts=read_table(DATA / "aligned_parts.parquet", "aligned_parts").set_index("image_id"),
     )
@@ -153,7 +154,7 @@ def main() -> None:
         "ablation": read_plot_data("ablation.csv"),
         "fusion": fusion,
         "fusion_rows": tables.fusion_rows(fusion),
-        "cluster_shares": tables.cluster_shares(fusion),
+        "fusion_weights": tables.fusion_weights(fusion),
         "comparison": read_comparison(),
         "class_rows": tables.class_accuracy(labels, answers, len(classes)).to_dict("records"),
         "confusion": tables.confusion(labels, answers["fused"], len(classes)),

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,20 @@ from PIL import Image
 from small_project import ROOT, small_params
 
 from opam.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
-from opam.fusion import BRANCHES
+from opam.fusion import BRANCHES, FUSED, fuse_named
 
 PROPOSALS = 12
+
+
+PARTS = {"cluster 0": 0.1, "cluster 1": 0.1}
+FUSED_WEIGHTS = {"original": 0.3, "object": 0.5, **PARTS}
+WEIGHTS = {"original": {"original": 1.0}, "object": {"object": 1.0}, "part": PARTS}
+FUSION: dict[str, Any] = {
+    "rule": "product",
+    "weights": {**WEIGHTS, FUSED: FUSED_WEIGHTS},
+    "accuracy": dict.fromkeys((*BRANCHES, FUSED), 0.5),
+    "folds": [{"fold": fold, "weights": FUSED_WEIGHTS, "accuracy": 0.5} for fold in range(2)],
+}
 
 
 def unit_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -75,16 +87,20 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
     write_json(data / "neuron_clusters.json", neurons)
 
     scores = pd.DataFrame({"image_id": test_ids, "split": "test", "label": labels[:count]})
-    answers = {}
-    for branch in BRANCHES:
-        found = unit_rows(rng, count, len(classes))
-        answers[branch] = found.argmax(1)
-        write_table(
-            data / f"scores/{branch}.parquet", "scores", scores.assign(probabilities=list(found))
-        )
-    fused = unit_rows(rng, count, len(classes))
+    own = {name: unit_rows(rng, count, len(classes)) for name in FUSED_WEIGHTS}
+    for name in ("original", "object"):
+        table = scores.assign(probabilities=list(own[name]))
+        write_table(data / f"scores/{name}.parquet", "scores", table)
+    tables = [scores.assign(cluster=k, probabilities=list(own[f"cluster {k}"])) for k in (0, 1)]
+    table = pd.concat(tables).sort_values(["image_id", "cluster"])
+    write_table(data / "scores/clusters.parquet", "cluster_scores", table)
+    *by_branch, fused = (fuse_named(own, each, "product") for each in FUSION["weights"].values())
+    answers = dict(zip(BRANCHES, (each.argmax(1) for each in by_branch), strict=True))
     predictions = scores.assign(
-        **answers, fused=fused.argmax(1), confidence=fused.max(1), probabilities=list(fused)
+        **answers,
+        fused=fused.argmax(1),
+        confidence=fused.max(1),
+        probabilities=list(fused.astype(np.float32)),
     )
     write_table(data / "predictions.parquet", "predictions", predictions)
     write_figures(data)
@@ -92,13 +108,7 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
 
 
 def write_figures(data: Path) -> None:
-    weights = {"original": 0.3, "object": 0.5, "part": 0.2}
-    folds = [{"fold": fold, "weights": weights, "accuracy": 0.5} for fold in range(2)]
-    temperatures = dict.fromkeys(weights, 1.0)
-    clusters = {"weights": [0.5, 0.5], "temperatures": [1.0, 1.0]}
-    fusion = {"weights": weights, "temperatures": temperatures, "clusters": clusters}
-    fusion |= {"accuracy": 0.5, "folds": folds}
-    write_json(data / "fusion.json", fusion)
+    write_json(data / "fusion.json", FUSION)
     interval = {"accuracy_low": 0.4, "accuracy_high": 0.6}
     figures = {"top5": 0.9, "macro_f1": 0.5, "calibration_error": 0.1}
     accuracy = dict.fromkeys(("original", "object", "part", "fused"), 0.5)

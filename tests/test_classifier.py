@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from opam import Classifier, cli
 from opam.archive import open_archive
-from opam.artifacts import BOX, read_json, read_table
+from opam.artifacts import BOX, read_json, read_scores, read_table
 from opam.errors import OpamError
+from opam.fusion import BRANCHES, fuse_named
 
 pytestmark = pytest.mark.slow
 
@@ -62,11 +63,12 @@ def test_probabilities_boxes_and_clusters_are_the_pipelines(
     parts = dict(
         iter(read_table(data / "aligned_parts.parquet", "aligned_parts").groupby("image_id"))
     )
-    scores = {
-        branch: read_table(data / f"scores/{branch}.parquet", "scores").set_index("image_id")
-        for branch in ("original", "object", "part")
+    images, scores = read_scores(data / "scores")
+    fusion = read_json(data / "fusion.json")
+    row = {image_id: number for number, image_id in enumerate(images["image_id"])}
+    answers = {
+        branch: fuse_named(scores, fusion["weights"][branch], fusion["rule"]) for branch in BRANCHES
     }
-    temperatures = read_json(data / "fusion.json")["temperatures"]
     found = classifier.classify(list(photographs.values()))
     assert len(found) == len(photographs) > 10
     for image_id, each in zip(photographs, found, strict=True):
@@ -74,9 +76,10 @@ def test_probabilities_boxes_and_clusters_are_the_pipelines(
         np.testing.assert_allclose(
             each.probabilities["fused"], expected["probabilities"], atol=SAME
         )
-        for branch, table in scores.items():
-            powers = table.loc[image_id, "probabilities"] ** (1 / temperatures[branch])
-            np.testing.assert_allclose(each.probabilities[branch], powers / powers.sum(), atol=SAME)
+        for branch, probabilities in answers.items():
+            np.testing.assert_allclose(
+                each.probabilities[branch], probabilities[row[image_id]], atol=SAME
+            )
         assert each.label == expected["fused"]
         assert each.object_box.tolist() == objects.loc[image_id, BOX].tolist()
         assert each.parts.tolist() == parts[image_id][BOX].to_numpy().tolist()

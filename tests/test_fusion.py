@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from itertools import combinations, product
@@ -11,17 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_project import ROOT
 
-from opam.artifacts import read_json, read_table, write_table
+from opam.artifacts import read_json, read_scores, write_table
 from opam.errors import OpamError
 from opam.fusion import (
     BRANCHES,
-    Criterion,
+    FUSED,
+    PENALTY,
     FusionParams,
-    calibrate,
+    Rule,
+    branch_shares,
     fold_of,
     fuse,
+    fuse_named,
+    most_probable,
     search_weights,
-    temperature,
     weight_grid,
 )
 
@@ -35,19 +39,10 @@ def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.
     return (scores / scores.sum(2, keepdims=True)).astype(np.float32), labels
 
 
-def literal_calibrated(branch: np.ndarray, labels: np.ndarray, images: list[int]) -> np.ndarray:
-    """All images' probabilities at the temperature of the given ones, by powers."""
-    power = 1 / temperature(branch[images], labels[images])
-    return np.stack([(own := row.astype(float) ** power) / own.sum() for row in branch])
-
-
 def literal_best(
-    scores: np.ndarray, labels: np.ndarray, images: list[int], parts: int, criterion: Criterion
+    scores: np.ndarray, labels: np.ndarray, images: list[int], parts: int
 ) -> tuple[float, ...]:
-    """The best weights by loops: accuracy and likelihood, the criterion first, then nearness."""
-    scores = scores.astype(float)
-    if criterion == "likelihood":
-        scores = np.stack([literal_calibrated(branch, labels, images) for branch in scores])
+    """The best weights of a mean by loops: accuracy, likelihood, nearness, in this order."""
     ranked = []
     for first, second in product(range(parts + 1), repeat=2):
         if first + second > parts:
@@ -61,21 +56,30 @@ def literal_best(
             right += int(np.argmax(fused) == labels[image])
             loss -= np.log(max(float(fused[labels[image]]), 1e-12))
         distance = sum((w - 1 / 3) ** 2 for w in weights)
-        keys = [-right, loss / len(images)]
-        ranked.append((*(keys if criterion == "accuracy" else keys[::-1]), distance, weights))
+        ranked.append((-right, loss / len(images), distance, weights))
     return min(ranked)[-1]
 
 
-def test_fuse_is_a_weighted_sum() -> None:
+@pytest.mark.parametrize("rule", ["mean", "product"])
+def test_fuse_is_that_of_literal_loops(rule: Rule) -> None:
     scores, _ = random_scores(7, 4, 0)
-    fused = fuse(scores, (0.5, 0.2, 0.3))
+    weights = (0.5, 0.2, 0.3)
+    fused = fuse(scores, weights, rule)
     for image in range(7):
-        for label in range(4):
-            expected = sum(
-                w * float(scores[branch, image, label]) for branch, w in enumerate((0.5, 0.2, 0.3))
-            )
-            assert fused[image, label] == pytest.approx(expected)
-    np.testing.assert_allclose(fused.sum(1), 1, atol=1e-6)
+        own = scores[:, image].astype(float)
+        expected = [
+            sum(w * p for w, p in zip(weights, own[:, label], strict=True))
+            if rule == "mean"
+            else math.prod(p**w for w, p in zip(weights, own[:, label], strict=True))
+            for label in range(4)
+        ]
+        np.testing.assert_allclose(fused[image], np.array(expected) / sum(expected), rtol=1e-6)
+
+
+def test_a_product_stays_finite_where_a_probability_is_zero() -> None:
+    scores = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    np.testing.assert_allclose(fuse(scores, [1, 1], "product"), [[0.5, 0.5]])
+    assert fuse(scores, [9, 0], "product")[0, 0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("step", "points"), [(0.1, 66), (0.5, 6), (1.0, 3), (0.05, 231)])
@@ -89,32 +93,23 @@ def test_the_grid_holds_all_weights_that_sum_to_one(step: float, points: int) ->
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.integers(6, 20),
-    st.integers(2, 5),
-    st.integers(2, 4),
-    st.integers(0, 10_000),
-    st.sampled_from(["accuracy", "likelihood"]),
-)
+@given(st.integers(6, 20), st.integers(2, 5), st.integers(2, 4), st.integers(0, 10_000))
 def test_the_search_is_that_of_literal_loops(
-    images: int, classes: int, folds: int, seed: int, criterion: Criterion
+    images: int, classes: int, folds: int, seed: int
 ) -> None:
     scores, labels = random_scores(images, classes, seed)
-    found = search_weights(scores, labels, folds, 0.25, seed, criterion)
+    found = search_weights(scores, labels, folds, 0.25, seed)
     fold = fold_of(labels, folds, seed)
     everything = list(range(images))
-    assert found.weights == pytest.approx(literal_best(scores, labels, everything, 4, criterion))
+    assert found.weights == pytest.approx(literal_best(scores, labels, everything, 4))
     right = 0
     for held_out in range(folds):
         rest = [image for image in everything if fold[image] != held_out]
-        weights = literal_best(scores, labels, rest, 4, criterion)
+        weights = literal_best(scores, labels, rest, 4)
         assert found.fold_weights[held_out] == pytest.approx(weights)
         own = [image for image in everything if fold[image] == held_out]
-        answers = scores
-        if criterion == "likelihood":
-            answers = np.stack([literal_calibrated(branch, labels, rest) for branch in scores])
         hits = [
-            int(np.argmax(np.tensordot(weights, answers[:, image], 1)) == labels[image])
+            int(np.argmax(np.tensordot(weights, scores[:, image], 1)) == labels[image])
             for image in own
         ]
         assert found.fold_accuracy[held_out] == pytest.approx(np.mean(hits))
@@ -122,52 +117,65 @@ def test_the_search_is_that_of_literal_loops(
     assert found.accuracy == pytest.approx(right / images)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(6, 40), st.integers(2, 5), st.integers(0, 10_000))
+def test_no_other_powers_make_the_labels_more_probable(
+    images: int, classes: int, seed: int
+) -> None:
+    scores, labels = random_scores(images, classes, seed)
+
+    def loss(powers: np.ndarray) -> float:
+        fused = fuse(scores, powers, "product")[np.arange(images), labels]
+        return float(-np.log(fused).sum() + PENALTY * np.square(powers - 1 / 3).sum())
+
+    found = most_probable(scores, labels)
+    assert found.min() >= 0
+    rng = np.random.default_rng(seed)
+    near = np.maximum(found + rng.normal(0, 0.05, (30, 3)), 0)
+    others = [*near, *rng.uniform(0, 3, (30, 3))]
+    assert loss(found) <= min(map(loss, others)) + 1e-6
+
+
+def test_powers_of_a_product_are_held_out_too() -> None:
+    scores, labels = random_scores(24, 3, 5)
+    found = search_weights(scores, labels, 4, 0.1, 0, "product")
+    fold = fold_of(labels, 4, 0)
+    for held_out in range(4):
+        own = fold == held_out
+        powers = most_probable(scores[:, ~own], labels[~own])
+        assert found.fold_weights[held_out] == tuple(powers)
+        right = fuse(scores[:, own], powers, "product").argmax(1) == labels[own]
+        assert found.fold_accuracy[held_out] == pytest.approx(right.mean())
+    assert found.weights == tuple(most_probable(scores, labels))
+
+
 @pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
-def test_a_temperature_brings_back_what_was_flattened(power: float) -> None:
-    """Labels drawn with known probabilities; the temperature undoes a power of them."""
+def test_a_power_brings_back_what_was_flattened(power: float) -> None:
+    """Labels drawn with known probabilities; what was made of them by a power is undone."""
     rng = np.random.default_rng(0)
     truth = rng.dirichlet(np.ones(4), 4000)
     labels = np.array([rng.choice(4, p=row) for row in truth])
     shown = truth**power / (truth**power).sum(1, keepdims=True)
-    found = temperature(shown, labels)
-    assert found == pytest.approx(power, rel=0.1)
-    back = calibrate(shown[None], [power])[0]
-    np.testing.assert_allclose(back, truth, atol=1e-6)
+    assert most_probable(shown[None], labels) == pytest.approx(1 / power, rel=0.1)
 
 
-def test_a_temperature_is_the_best_of_many() -> None:
-    scores, labels = random_scores(50, 4, 3)
-    found = temperature(scores[0], labels)
-
-    def loss(value: float) -> float:
-        powers = scores[0].astype(float) ** (1 / value)
-        own = powers[np.arange(50), labels] / powers.sum(1)
-        return -float(np.log(own).mean())
-
-    others = [loss(value) for value in np.geomspace(0.1, 10, 200)]
-    assert loss(found) <= min(others) + 1e-6
+def test_powers_stay_bounded_where_a_branch_is_always_right_or_always_wrong() -> None:
+    certain = np.array([[[0.9, 0.1]] * 50])
+    assert 1 < most_probable(certain, np.zeros(50, dtype=int))[0] < 3
+    assert most_probable(certain, np.ones(50, dtype=int))[0] == 0
 
 
-def test_temperatures_stay_in_range_where_a_branch_is_always_right_or_always_wrong() -> None:
-    certain = np.array([[0.9, 0.1]] * 5)
-    assert temperature(certain, np.zeros(5, dtype=int)) == pytest.approx(0.1, rel=0.01)
-    assert temperature(certain, np.ones(5, dtype=int)) == pytest.approx(10, rel=0.01)
-    assert np.isfinite(calibrate(np.array([[[1.0, 0.0]]]), [0.1])).all()
-
-
-def test_a_branch_that_is_right_but_unsure_keeps_its_say() -> None:
-    """The same answers, once flattened: without a temperature the flat one would get nothing."""
-    rng = np.random.default_rng(1)
-    truth = rng.dirichlet(np.full(3, 0.3), (2, 300))
-    joint = truth[0] * truth[1]
-    joint /= joint.sum(1, keepdims=True)
-    labels = np.array([rng.choice(3, p=row) for row in joint])
-    flat = truth[1] ** 0.3 / (truth[1] ** 0.3).sum(1, keepdims=True)
-    found = search_weights(np.stack([truth[0], flat]), labels, 5, 0.1, 0, "likelihood")
-    assert found.temperatures[1] < found.temperatures[0]
-    assert 0.3 <= found.weights[1] <= 0.7
-    plain = search_weights(np.stack([truth[0], flat]), labels, 5, 0.1, 0, "accuracy")
-    assert plain.temperatures == (1.0, 1.0)
+def test_a_product_knows_what_only_two_parts_together_tell() -> None:
+    """The bill leaves two of four species, the wing bar two others; a mean is left with a tie."""
+    labels = np.arange(80) % 4
+    bill = np.where(np.arange(4) // 2 == labels[:, None] // 2, 0.4, 0.1)
+    wing = np.where(np.arange(4) % 2 == labels[:, None] % 2, 0.4, 0.1)
+    scores = np.stack([bill, wing])
+    found = search_weights(scores, labels, 5, 0.1, 0, "product")
+    assert found.accuracy == 1
+    probable = fuse(scores, found.weights, "product")[np.arange(80), labels].mean()
+    mean = search_weights(scores, labels, 5, 0.1, 0, "mean")
+    assert probable > fuse(scores, mean.weights, "mean")[np.arange(80), labels].mean() + 0.2
 
 
 @pytest.mark.parametrize("branch", [0, 1, 2])
@@ -189,11 +197,9 @@ def test_equal_branches_get_weights_closest_to_equal() -> None:
     assert found.weights == pytest.approx((1 / 3,) * 3)
 
 
-@pytest.mark.parametrize("criterion", ["likelihood", "accuracy"])
-def test_the_stage_gives_the_parts_weight_to_the_cluster_that_knows(
-    criterion: Criterion, tmp_path: Path
-) -> None:
-    """By accuracy, as in the paper, all clusters count alike."""
+@pytest.mark.parametrize("rule", ["product", "mean"])
+def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_path: Path) -> None:
+    """In a mean, as in the paper, all clusters count alike."""
     labels = np.arange(60) % 3
     rng = np.random.default_rng(0)
     noise = rng.dirichlet(np.ones(3), (3, 60))
@@ -210,25 +216,35 @@ def test_the_stage_gives_the_parts_weight_to_the_cluster_that_knows(
     write_table(folder / "object.parquet", "scores", tables[1])
     clusters = pd.concat(table.assign(cluster=k) for k, table in enumerate(tables[2:]))
     write_table(folder / "clusters.parquet", "cluster_scores", clusters)
-    params = {"seed": 0, "fusion": {"criterion": criterion}}
+    params = {"seed": 0, "fusion": {"rule": rule}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
     fusion = read_json(tmp_path / "data/fusion.json")
-    found = np.stack(read_table(folder / "part.parquet", "scores")["probabilities"].to_list())
+    assert fusion["rule"] == rule
+    names = ["+".join(each) for count in (1, 2, 3) for each in combinations(BRANCHES, count)]
+    assert [*fusion["weights"]] == [*fusion["accuracy"]] == names
+    part, fused = fusion["weights"]["part"], fusion["weights"][FUSED]
+    assert [*fused] == ["original", "object", "cluster 0", "cluster 1"]
+    assert [[*fold["weights"]] for fold in fusion["folds"]] == [[*fused]] * 5
+    if rule == "mean":
+        assert part == {"cluster 0": 0.5, "cluster 1": 0.5}
+        assert fused["cluster 0"] == fused["cluster 1"] > 0
+        assert sum(fused.values()) == pytest.approx(1)
+    else:
+        assert part["cluster 1"] > 3 * part["cluster 0"]
+        assert fused["cluster 1"] > 3 * max(fused["original"], fused["object"], fused["cluster 0"])
+    images, own = read_scores(folder)
+    found = fuse_named(own, fused, rule)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
-    branches = [[*each["weights"]] for each in fusion["combinations"]]
-    assert branches == [list(each) for count in (1, 2, 3) for each in combinations(BRANCHES, count)]
-    whole = fusion["combinations"][-1]
-    assert whole == {"weights": fusion["weights"], "accuracy": fusion["accuracy"]}
-    if criterion == "accuracy":
-        assert fusion["clusters"] == {"weights": [0.5, 0.5], "temperatures": [1, 1]}
-        np.testing.assert_allclose(found, (scores[2] + scores[3]) / 2, atol=1e-6)
-        return
-    assert fusion["clusters"]["weights"][1] > 0.8
-    assert fusion["weights"]["part"] > 0.8
-    alike = (scores[2] + scores[3]).argmax(1)
-    assert (found.argmax(1) == labels).mean() >= (alike == labels).mean()
+    assert (found.argmax(1) == labels).mean() > (own["original"].argmax(1) == labels).mean()
+
+
+def test_a_branch_counts_as_its_clusters_do_together() -> None:
+    weights = {"original": 0.6, "object": 0.3, "cluster 0": 0.2, "cluster 1": 0.1}
+    shares = branch_shares(weights)
+    assert shares == pytest.approx({"original": 0.5, "object": 0.25, "part": 0.25})
+    assert branch_shares(dict.fromkeys(weights, 0.0)) == dict.fromkeys(BRANCHES, 0)
 
 
 @settings(max_examples=60, deadline=None)

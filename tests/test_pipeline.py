@@ -118,7 +118,7 @@ EXPECTED: dict[str, list[str]] = {
     "mirrored": [*FROM_SCORES, *BASELINES],
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
-    "fusion.criterion": FROM_SCORES[1:],
+    "fusion.rule": FROM_SCORES[1:],
     "evaluation.bootstrap_samples": FROM_SCORES[2:],
 }
 
@@ -190,7 +190,7 @@ def test_one_parameter_runs_exactly_the_stages_of_the_table(
         inner[leaf] = other(inner[leaf])
         (stand_in / "params.yaml").write_text(yaml.safe_dump(content))
         assert sorted(would_run(stand_in)) == sorted(EXPECTED[name]), name
-        if name == "fusion.criterion":  # what DVC says it would run is what it runs
+        if name == "fusion.rule":  # what DVC says it would run is what it runs
             assert sorted(reproduce(stand_in)) == sorted(EXPECTED[name])
             (stand_in / "params.yaml").write_text(yaml.safe_dump(PARAMS))
             reproduce(stand_in)

@@ -112,10 +112,10 @@ def test_a_step_that_has_not_run_is_told_in_its_place(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    for name in ("aligned_parts.parquet", "object_maps.parquet", "predictions.parquet"):
+    for name in ("aligned_parts.parquet", "object_maps.parquet", "fusion.json"):
         (DATA / name).unlink()
     image_id = first(manifest, "test")
-    with pytest.raises(OpamError, match=r"predictions\.parquet: not found; run `dvc repro`"):
+    with pytest.raises(OpamError, match=r"fusion\.json: not found; run `dvc repro`"):
         probabilities(open_photograph(DATA, image_id))
     assert show(DATA, image_id, tmp_path / "a.png").exists()
 

@@ -23,7 +23,7 @@ from opam.config import section_of
 from opam.crops import centre_boxes, cut
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, calibrate, fuse
+from opam.fusion import BRANCHES, FUSED, Rule, fuse_named
 from opam.images import read_image, to_rgb
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network
@@ -44,7 +44,7 @@ STEPS: dict[str, Any] = {
 }
 """Sections of params.yaml that a bundle carries."""
 
-FORMAT = 3
+FORMAT = 4
 BUNDLE = "bundle.json"
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -87,10 +87,8 @@ class Classifier:
                 )
             self.classes: list[str] = [str(name) for name in content["classes"]]
             fusion = content["fusion"]
-            self.fusion_weights = np.array([fusion["weights"][name] for name in BRANCHES])
-            self.temperatures = np.array([fusion["temperatures"][name] for name in BRANCHES])
-            self.cluster_weights = np.array(fusion["clusters"]["weights"])
-            self.cluster_temperatures = np.array(fusion["clusters"]["temperatures"])
+            self.rule: Rule = fusion["rule"]
+            self.weights = {name: dict(fusion["weights"][name]) for name in (*BRANCHES, FUSED)}
             self.response: str = content["alignment"]["response"]
             self.clusters = np.array(content["alignment"]["cluster_of_neuron"], dtype=np.int64)
             self.mean = np.array(content["common"]["mean"], dtype=np.float64)
@@ -179,16 +177,16 @@ class Classifier:
         whole = [np.array([[0, 0, *size]]) for size in sizes]
         first = [np.zeros(1, dtype=np.int64)] * len(images)
         by_parts = self._scores("part", photographs, parts, clusters)
-        own = np.stack(
-            [
-                self._scores("original", photographs, whole, first)[0],
-                self._scores("object", photographs, [box[None] for box in boxes], first)[0],
-                fuse(calibrate(by_parts, self.cluster_temperatures), self.cluster_weights),
-            ]
-        )
-        calibrated = calibrate(own, self.temperatures)
-        scores = dict(zip(BRANCHES, calibrated.astype(np.float32), strict=True))
-        scores["fused"] = fuse(calibrated, self.fusion_weights).astype(np.float32)
+        own = {
+            "original": self._scores("original", photographs, whole, first)[0],
+            "object": self._scores("object", photographs, [box[None] for box in boxes], first)[0],
+            **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
+        }
+        answers = {
+            name: fuse_named(own, weights, self.rule).astype(np.float32)
+            for name, weights in self.weights.items()
+        }
+        scores = dict(zip((*BRANCHES, "fused"), answers.values(), strict=True))
         labels = scores["fused"].argmax(1)
         return [
             Classification(

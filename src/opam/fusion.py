@@ -1,45 +1,48 @@
-"""Fusion (paper, section III-E): one weighted mean of what original, object and parts say.
+"""Fusion (paper, section III-E): one answer from what original, object and parts say.
 
-A network trained with label smoothing is less sure than it is right, and not all branches alike.
-One temperature a branch makes them comparable first (Guo et al., "On Calibration of Modern Neural
-Networks", ICML 2017). Nor do all parts say as much: a bird's head tells its species more often
-than its back. So the part branch is itself a weighted mean, of the clusters of parts; what it says
-of val when the branches are weighed is by the weights of other folds, as in stacking (Wolpert,
-"Stacked Generalization", Neural Networks 1992).
+The paper's is a weighted mean of probabilities. What a mean can become is as sure as the surest at
+best; parts are different evidence, and where the bill and the wing bar each leave two species, only
+both together leave one. So by default probabilities are multiplied, each to a power of its own (a
+logarithmic opinion pool; Genest and Zidek, "Combining Probability Distributions", Statistical
+Science 1986). The powers are weights and temperatures in one: a network trained with label
+smoothing is less sure than it is right, and gets a greater one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 
 from opam.config import Params
 from opam.errors import OpamError
 
-Criterion = Literal["accuracy", "likelihood"]
-SHARPEST = 10.0
-"""One over the least temperature, and the greatest: a few photographs say no more."""
+Rule = Literal["product", "mean"]
+PENALTY = 4.0
+"""Of squared distances of powers from equal ones that sum to 1, against negative log-likelihoods:
+a normal distribution about these, of standard deviation 0.35. It keeps a few photographs of val,
+all of them right, from making a branch sure without bounds."""
 BRANCHES = ("original", "object", "part")
 """What is fused: the probabilities by the whole photograph, by its object, by its parts."""
+FUSED = "+".join(BRANCHES)
 
 
 class FusionParams(Params):
     """The search for the weights."""
 
-    step: float = Field(0.1, gt=0, le=1, description="spacing of the grid of weights")
-    folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
-    criterion: Criterion = Field(
-        "likelihood",
-        description="likelihood: the temperatures, and then the weights of the clusters of parts "
-        "and of the branches, under which the labels are most probable, which a few photographs "
-        "do not upset; accuracy: the weights that are right most often, without temperatures, and "
-        "all clusters alike, as in the paper",
+    rule: Rule = Field(
+        "product",
+        description="product: of powers of the probabilities by original, object and each cluster "
+        "of parts, the powers under which the labels are most probable; mean: weighted, as in the "
+        "paper, of original, object and the mean of all parts, the weights that are right most "
+        "often",
     )
+    folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
+    step: float = Field(0.1, gt=0, le=1, description="rule mean: spacing of the grid of weights")
 
 
 @dataclass(frozen=True)
@@ -47,57 +50,43 @@ class Fusion:
     """What the search found.
 
     Attributes:
-        weights: one an item of what was searched, summing to 1, best on all images.
-        temperatures: one an item, best on all images; for `calibrate`.
+        weights: one an item of what was searched, best on all images; of a mean they sum to 1.
         fold_accuracy: accuracy on each held-out fold of the weights chosen on the others.
         fold_weights: those weights.
-        held_out: float64 N x C, each image fused by what its fold was held out from.
-        accuracy: share of images that ``held_out`` has right; what to expect of the chosen way
-            of choosing, where the accuracy of ``weights`` themselves would flatter.
+        accuracy: share of all images that are right when held out; what to expect of the
+            chosen way of choosing, where the accuracy of ``weights`` themselves would flatter.
     """
 
     weights: tuple[float, ...]
-    temperatures: tuple[float, ...]
     fold_accuracy: tuple[float, ...]
     fold_weights: tuple[tuple[float, ...], ...]
-    held_out: np.ndarray
     accuracy: float
 
 
-def fuse(scores: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Weighted sum over branches: M x N x C scores to float64 N x C."""
-    return np.tensordot(np.asarray(weights, dtype=np.float64), np.asarray(scores), axes=1)
-
-
-def calibrate(scores: np.ndarray, temperatures: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Every branch's probabilities at its own temperature: the softmax of their logs over it.
+def fuse(scores: np.ndarray, weights: Sequence[float] | np.ndarray, rule: Rule) -> np.ndarray:
+    """What all items say together: probabilities, float64 N x C.
 
     Args:
-        scores: float M x N x C, probabilities.
-        temperatures: M, above 0; 1 changes nothing.
-
-    Returns:
-        float64 M x N x C.
+        scores: float M x N x C, each item's probabilities.
+        weights: M, 0 or more; of a mean they sum to 1.
+        rule: how they are put together.
     """
-    divisor = np.asarray(temperatures, dtype=np.float64)[:, None, None]
-    return softmax(np.log(np.maximum(scores, 1e-12, dtype=np.float64)) / divisor, axis=2)
+    weights = np.asarray(weights, dtype=np.float64)
+    if rule == "mean":
+        return np.tensordot(weights, np.asarray(scores), axes=1)
+    return softmax(np.tensordot(weights, logarithms(scores), axes=1), axis=1)
 
 
-def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature under which the labels are most probable, 0.1..10.
+def fuse_named(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], rule: Rule
+) -> np.ndarray:
+    """`fuse` of those of the named ``scores`` that have a weight."""
+    return fuse(np.stack([scores[name] for name in weights]), [*weights.values()], rule)
 
-    Args:
-        scores: float N x C, one branch's probabilities.
-        labels: int N, 0..C-1.
-    """
-    logs = np.log(np.maximum(scores, 1e-12, dtype=np.float64))
-    rows = np.arange(len(labels))
 
-    def loss(inverse: float) -> float:  # convex in one over the temperature
-        return -float(log_softmax(logs * inverse, axis=1)[rows, labels].mean())
-
-    found = minimize_scalar(loss, bounds=(1 / SHARPEST, SHARPEST), method="bounded")
-    return 1 / float(found.x)
+def logarithms(scores: np.ndarray) -> np.ndarray:
+    """float64; of probabilities that are 0 or nearly so, that of 1e-12."""
+    return np.log(np.maximum(scores, 1e-12, dtype=np.float64))
 
 
 def weight_grid(branches: int, step: float) -> np.ndarray:
@@ -118,27 +107,71 @@ def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
+def most_accurate(scores: np.ndarray, labels: np.ndarray, step: float) -> np.ndarray:
+    """The weights on a grid whose mean is right most often.
+
+    Among equals those of the least mean negative log-likelihood win, then those closest to equal
+    weights.
+
+    Args:
+        scores: float M x N x C, probabilities.
+        labels: int N, 0..C-1.
+        step: spacing of the grid, 0..1; rounded to one over a whole number.
+
+    Returns:
+        float64 M, 0..1, summing to 1.
+    """
+    grid = weight_grid(len(scores), step)
+    distance = np.square(grid - 1 / len(scores)).sum(1)
+    wrong, loss = np.empty((2, len(grid)))
+    for point, weights in enumerate(grid):
+        fused = fuse(scores, weights, "mean")
+        wrong[point] = (fused.argmax(1) != labels).mean()
+        loss[point] = -logarithms(fused[np.arange(len(labels)), labels]).mean()
+    return grid[np.lexsort((distance, loss, wrong))[0]]
+
+
+def most_probable(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The powers under whose product the labels are most probable, less the `PENALTY`.
+
+    Args:
+        scores: float M x N x C, probabilities.
+        labels: int N, 0..C-1.
+
+    Returns:
+        float64 M, 0 or more.
+    """
+    logs = logarithms(scores)
+    of_labels = logs[:, np.arange(len(labels)), labels].sum(1)
+    equal = np.full(len(scores), 1 / len(scores))
+
+    def loss(powers: np.ndarray) -> tuple[float, np.ndarray]:  # convex, with its gradient
+        total = np.tensordot(powers, logs, axes=1)
+        apart = powers - equal
+        value = logsumexp(total, axis=1).sum() - powers @ of_labels + PENALTY * apart @ apart
+        expected = np.tensordot(logs, softmax(total, axis=1), axes=2)
+        return value, expected - of_labels + 2 * PENALTY * apart
+
+    return minimize(loss, equal, jac=True, bounds=[(0, None)] * len(equal)).x
+
+
 def search_weights(
     scores: np.ndarray,
     labels: np.ndarray,
     folds: int,
     step: float,
     seed: int,
-    criterion: Criterion = "accuracy",
+    rule: Rule = "mean",
 ) -> Fusion:
-    """Search fusion weights on a grid, with k-fold cross-validation.
-
-    By accuracy, the weights that are right most often win; among equals those of the least mean
-    negative log-likelihood, then those closest to equal weights. By likelihood, the first two
-    change places, and each branch is calibrated first.
+    """Search fusion weights, with k-fold cross-validation.
 
     Args:
-        scores: float M x N x C, class probabilities of each branch, or cluster of parts.
+        scores: float M x N x C, class probabilities of each item.
         labels: int N, 0..C-1.
         folds: number k of folds, 2..N.
-        step: spacing of the grid, 0..1; rounded to one over a whole number.
+        step: as for `most_accurate`, which finds the weights of a mean.
         seed: of the folds.
-        criterion: what the best weights are best at.
+        rule: product: the weights are those of `most_probable`.
 
     Raises:
         OpamError: fewer images than folds.
@@ -149,37 +182,34 @@ def search_weights(
             "prepare.val_fraction"
         )
     scores, labels = np.asarray(scores), np.asarray(labels)
-    grid = weight_grid(len(scores), step)
-    distance = np.square(grid - 1 / len(scores)).sum(1)
 
-    def best(chosen: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Weights and temperatures on the chosen images."""
+    def best(chosen: np.ndarray) -> tuple[float, ...]:
         own, truth = scores[:, chosen], labels[chosen]
-        temperatures = (1.0,) * len(scores)
-        if criterion == "likelihood":
-            temperatures = tuple(temperature(branch, truth) for branch in own)
-        own = calibrate(own, temperatures)
-        wrong, loss = np.empty((2, len(grid)))
-        for point, weights in enumerate(grid):
-            fused = fuse(own, weights)
-            wrong[point] = (fused.argmax(1) != truth).mean()
-            loss[point] = -np.log(np.maximum(fused[np.arange(len(truth)), truth], 1e-12)).mean()
-        keys = (loss, wrong) if criterion == "accuracy" else (wrong, loss)
-        return tuple(grid[np.lexsort((distance, *keys))[0]].tolist()), temperatures
+        found = most_accurate(own, truth, step) if rule == "mean" else most_probable(own, truth)
+        return tuple(found.tolist())
 
     fold = fold_of(labels, folds, seed)
-    found = [best(fold != number) for number in range(folds)]
-    held_out = np.empty(scores.shape[1:])
-    for number, (weights, temperatures) in enumerate(found):
+    found = tuple(best(fold != number) for number in range(folds))
+    right = np.empty(len(labels), dtype=bool)
+    for number, weights in enumerate(found):
         own = fold == number
-        held_out[own] = fuse(calibrate(scores[:, own], temperatures), weights)
-    right = held_out.argmax(1) == labels
-    weights, temperatures = best(np.ones(len(labels), dtype=bool))
+        right[own] = fuse(scores[:, own], weights, rule).argmax(1) == labels[own]
     return Fusion(
-        weights=weights,
-        temperatures=temperatures,
-        fold_accuracy=tuple(float(right[fold == f].mean()) for f in range(folds)),
-        fold_weights=tuple(each for each, _ in found),
-        held_out=held_out,
+        weights=best(np.ones(len(labels), dtype=bool)),
+        fold_accuracy=tuple(float(right[fold == number].mean()) for number in range(folds)),
+        fold_weights=found,
         accuracy=float(right.mean()),
     )
+
+
+def branch_shares(weights: Mapping[str, float]) -> dict[str, float]:
+    """How much each branch counts, 0..1: its weight, or that of its clusters, of all weights.
+
+    Args:
+        weights: of original, object and each cluster of parts, by name.
+    """
+    total = sum(weights.values()) or 1.0
+    shares = dict.fromkeys(BRANCHES, 0.0)
+    for name, weight in weights.items():
+        shares[name if name in BRANCHES else "part"] += weight / total
+    return shares

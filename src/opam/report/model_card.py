@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from opam.fusion import FUSED, branch_shares
+
 
 def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -> str:
     """Markdown.
@@ -12,8 +14,8 @@ def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -
         metrics: content of ``metrics.json``.
     """
     accuracy, fused = metrics["accuracy"], metrics["fused"]
-    fusion = bundle["fusion"]["weights"]
-    weights = ", ".join(f"{branch} {weight:.2g}" for branch, weight in fusion.items())
+    shares = branch_shares(bundle["fusion"]["weights"][FUSED])
+    weights = ", ".join(f"{branch} {share:.0%}" for branch, share in shares.items())
     rows = "\n".join(f"| {branch} | {value:.1%} |" for branch, value in accuracy.items())
     box = metrics.get("object_box")
     localisation = (

@@ -18,7 +18,7 @@ from opam.config import params_path, read_params, read_yaml
 from opam.device import ExecutionParams, prepare_device
 from opam.errors import OpamError, run
 from opam.report.page.gallery import commit
-from opam.report.summary import fusion_weights
+from opam.report.page.tables import fusion_weights
 
 DATA = Path("data")
 PRESETS = Path("presets")

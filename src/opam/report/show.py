@@ -19,7 +19,7 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, calibrate
+from opam.fusion import BRANCHES, FUSED, fuse_named
 from opam.images import read_image
 from opam.metrics import box_iou
 from opam.objects import ObjectParams, chosen_map
@@ -249,11 +249,20 @@ def probabilities(photograph: Photograph) -> Panel:
     if photograph.split == "train":
         text = "Training photographs are not scored: the networks have seen them"
         return Panel(title, remark(text), "")
-    rows = [photograph.row(f"scores/{branch}.parquet", "scores") for branch in BRANCHES]
-    own = np.stack([row["probabilities"] for row in rows])
-    temperatures = read_json(photograph.data / "fusion.json")["temperatures"]
-    calibrated = calibrate(own[:, None], [temperatures[branch] for branch in BRANCHES])[:, 0]
-    scores = np.stack([*calibrated, photograph.row("predictions.parquet")["probabilities"]])
+    own = {
+        name: photograph.row(f"scores/{name}.parquet", "scores")["probabilities"][None]
+        for name in ("original", "object")
+    }
+    parts = photograph.rows("scores/clusters.parquet", "cluster_scores")
+    for cluster, probabilities in zip(parts["cluster"], parts["probabilities"], strict=True):
+        own[f"cluster {cluster}"] = probabilities[None]
+    fusion = read_json(photograph.data / "fusion.json")
+    scores = np.concatenate(
+        [
+            fuse_named(own, fusion["weights"][combination], fusion["rule"])
+            for combination in (*BRANCHES, FUSED)
+        ]
+    )
     best = np.argsort(-scores[-1], kind="stable")[:TOP]
     names = [photograph.classes[label] for label in best]
     shown = [

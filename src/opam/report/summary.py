@@ -3,7 +3,6 @@
 Run: ``python -m opam.report.summary``.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from opam.artifacts import read_json
 from opam.errors import OpamError, run
-from opam.report.page.tables import cluster_shares
+from opam.report.page.tables import fusion_weights
 
 DATA = Path("data")
 COMPARISON = DATA / "comparison.csv"
@@ -70,16 +69,6 @@ def comparison_table(comparison: pd.DataFrame) -> Table:
     return table
 
 
-def fusion_weights(fusion: Mapping[str, Any]) -> str:
-    """In a line: the weight of each branch, and the clusters' shares in the part branch.
-
-    Args:
-        fusion: what data/fusion.json holds.
-    """
-    weights = ", ".join(f"{branch} {weight:.1f}" for branch, weight in fusion["weights"].items())
-    return f"{weights} ({cluster_shares(fusion)})"
-
-
 def _shown(value: Any, form: str) -> str:
     return "" if value is None or pd.isna(value) else form.format(value)
 
@@ -97,7 +86,7 @@ def main() -> None:
     console.print(ablation_table(ablation, metrics["images"]))
     if len(locations):
         console.print(location_table(locations))
-    console.print(f"Fusion weights, chosen on val: {fusion_weights(fusion)}")
+    console.print(f"Fusion weights ({fusion['rule']}), chosen on val: {fusion_weights(fusion)}")
     console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
     if "object_box" in metrics:
         box = metrics["object_box"]

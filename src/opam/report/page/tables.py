@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from opam.artifacts import BOX, GT_BOX
+from opam.fusion import FUSED, branch_shares
 from opam.metrics import box_iou
 
 
@@ -99,18 +100,19 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 10
 
 
 def fusion_rows(fusion: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each branch's fusion weight, and the least, mean and greatest over the folds.
+    """How much each branch counts, and the least, mean and greatest over the folds.
 
     Args:
         fusion: what data/fusion.json holds.
     """
+    by_fold = [branch_shares(fold["weights"]) for fold in fusion["folds"]]
     rows = []
-    for branch, weight in fusion["weights"].items():
-        folds = [fold["weights"][branch] for fold in fusion["folds"]]
+    for branch, share in branch_shares(fusion["weights"][FUSED]).items():
+        folds = [shares[branch] for shares in by_fold]
         rows.append(
             {
                 "branch": branch,
-                "weight": weight,
+                "weight": share,
                 "low": min(folds),
                 "mean": sum(folds) / len(folds),
                 "high": max(folds),
@@ -119,14 +121,14 @@ def fusion_rows(fusion: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def cluster_shares(fusion: Mapping[str, Any]) -> str:
-    """In a line: the clusters' shares in the part branch.
+def fusion_weights(fusion: Mapping[str, Any]) -> str:
+    """In a line: the weight of each score in what all say together.
 
     Args:
         fusion: what data/fusion.json holds.
     """
-    shares = enumerate(fusion["clusters"]["weights"])
-    return ", ".join(f"cluster {cluster} {share:.2f}" for cluster, share in shares)
+    weights = fusion["weights"][FUSED].items()
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
 
 
 def most_exciting(
