@@ -19,10 +19,11 @@ import pandas as pd
 import yaml
 from project import ROOT, copy_project, environment
 
-from opam.artifacts import read_json, read_scores, read_table, write_json
+from opam.artifacts import read_json, read_table, write_json
 from opam.fusion import BRANCHES, FUSED
 from opam.report.page.gallery import commit
 from opam.report.results import ABLATION, ON_VAL, ablation_rows, measured
+from opam.scores import read_scores
 
 
 def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

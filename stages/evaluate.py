@@ -12,7 +12,6 @@ from opam.artifacts import (
     BOX,
     GT_BOX,
     read_json,
-    read_scores,
     read_table,
     write_csv,
     write_json,
@@ -28,6 +27,7 @@ from opam.metrics import (
     mcnemar_p,
     part_locations,
 )
+from opam.scores import read_scores
 from opam.stage import run
 
 DATA = Path("data")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from opam.artifacts import read_scores, write_json
+from opam.artifacts import write_json
 from opam.config import read_params
 from opam.fusion import BRANCHES, FusionParams, search_weights
+from opam.scores import read_scores
 from opam.stage import run
 
 SCORES = Path("data/scores")

@@ -16,7 +16,6 @@ from opam.artifacts import (
     read_batches,
     read_json,
     read_photographs,
-    read_scores,
     read_table,
     read_table_in_pieces,
 )
@@ -28,6 +27,7 @@ from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
 from opam.report.page.render import render
+from opam.scores import read_scores
 from opam.stage import run
 
 DATA = Path("data")

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from opam import Classifier, cli
 from opam.archive import open_archive
-from opam.artifacts import BOX, read_json, read_scores, read_table
+from opam.artifacts import BOX, read_json, read_table
 from opam.errors import OpamError
 from opam.fusion import BRANCHES, fuse_named
+from opam.scores import read_scores
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,8 @@ from small_project import (
     small_params,
 )
 
-from opam.artifacts import SCHEMAS, read_json, read_scores, read_table
+from opam.artifacts import SCHEMAS, read_json, read_table
+from opam.scores import read_scores
 
 TABLES = {
     "manifest": "manifest",

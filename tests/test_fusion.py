@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_project import ROOT
 
-from opam.artifacts import read_json, read_scores, write_table
+from opam.artifacts import read_json, write_table
 from opam.errors import OpamError
 from opam.fusion import (
     BRANCHES,
@@ -28,6 +28,7 @@ from opam.fusion import (
     search_weights,
     weight_grid,
 )
+from opam.scores import read_scores
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

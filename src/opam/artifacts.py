@@ -153,28 +153,6 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def read_scores(folder: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """What the networks say of each photograph of val and test.
-
-    Args:
-        folder: with the tables that `stages/score_images.py` writes.
-
-    Returns:
-        ``image_id``, ``split``, ``label`` of the N photographs; and the probabilities, float32
-        N x C, by name: "original", "object", "cluster 0", "cluster 1", ...
-
-    Raises:
-        OpamError: as `read_table`.
-    """
-    tables = {
-        name: read_table(folder / f"{name}.parquet", "scores") for name in ("original", "object")
-    }
-    clusters = read_table(folder / "clusters.parquet", "cluster_scores")
-    tables |= {f"cluster {cluster}": own for cluster, own in clusters.groupby("cluster")}
-    scores = {name: np.stack(table["probabilities"].to_list()) for name, table in tables.items()}
-    return tables["original"][["image_id", "split", "label"]], scores
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, keys in the order given."""
     with atomic(path) as temporary:
