@@ -20,7 +20,7 @@ import yaml
 from project import ROOT, copy_project, environment
 
 from opam.artifacts import read_json, read_table, write_json
-from opam.fusion import BRANCHES, FUSED
+from opam.fusion import BRANCHES, FUSED, fuse
 from opam.report.page.gallery import commit
 from opam.report.results import ABLATION, ON_VAL, ablation_rows, measured
 from opam.scores import read_scores
@@ -71,9 +71,10 @@ def figures(data: Path) -> dict[str, float]:
     found = dict(zip(names, table["accuracy"], strict=True))
     found |= dict(zip(names + ON_VAL, table["val_accuracy"], strict=True))
     images, scores = read_scores(data / "scores")
-    clusters = [own for name, own in scores.items() if name not in BRANCHES]
-    mean = np.mean([scores["original"], scores["object"], np.mean(clusters, axis=0)], axis=0)
-    right = mean.argmax(1) == images["label"].to_numpy()
+    parts = np.mean([own for name, own in scores.items() if name not in BRANCHES], axis=0)
+    rule = read_json(data / "fusion.json")["rule"]
+    equal = fuse(np.stack([scores["original"], scores["object"], parts]), [1 / 3] * 3, rule)
+    right = equal.argmax(1) == images["label"].to_numpy()
     found["equal weights"] = float(right[(images["split"] == "test").to_numpy()].mean())
     if "object_box" in metrics:
         found["CorLoc"] = metrics["object_box"]["corloc"]

@@ -3,17 +3,20 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from made_up_run import make_up_run
 from small_project import ROOT
 
 from opam.artifacts import write_json
 from opam.report.check_params import check
 from opam.report.results import ablation_rows, measured
+from opam.scores import read_scores
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from ablation import changed, variants
+from ablation import changed, figures, variants
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -44,3 +47,13 @@ def test_rows_are_kept_while_params_and_photographs_stay(tmp_path: Path) -> None
     assert ablation_rows(path, measured({**moved, "baselines": {}}, small)) == rows
     assert ablation_rows(path, measured(PARAMS, small * 2)) == []
     assert ablation_rows(path, measured(changed(PARAMS, {"parts.n_parts": 4}, seed=0), small)) == []
+
+
+def test_equal_weights_multiply_the_branches(tmp_path: Path) -> None:
+    data = make_up_run(tmp_path, 40, ["a", "b", "c"]) / "data"
+    found = figures(data)
+    assert list(found) == ["fused", "fused on val", "equal weights"]
+    images, own = read_scores(data / "scores")
+    parts = (own["cluster 0"] + own["cluster 1"]) / 2
+    right = (own["original"] * own["object"] * parts).argmax(1) == images["label"]
+    assert found["equal weights"] == np.mean(right)
