@@ -128,7 +128,7 @@ def fusion_weights(fusion: Mapping[str, Any]) -> str:
         fusion: what data/fusion.json holds.
     """
     weights = fusion["weights"][FUSED].items()
-    return ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+    return ", ".join(f"{name}: {weight:.2f}" for name, weight in weights)
 
 
 def most_exciting(
