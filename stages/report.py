@@ -22,7 +22,7 @@ from opam.artifacts import (
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, FUSED, fuse_named
+from opam.fusion import branch_answers
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
@@ -88,11 +88,7 @@ def read_answers(fusion: dict[str, Any]) -> dict[str, np.ndarray]:
     images, scores = read_scores(DATA / "scores")
     test = (images["split"] == "test").to_numpy()
     own = {name: each[test] for name, each in scores.items()}
-    combinations = dict(zip((*BRANCHES, "fused"), (*BRANCHES, FUSED), strict=True))
-    return {
-        name: fuse_named(own, fusion["weights"][combination], fusion["rule"])
-        for name, combination in combinations.items()
-    }
+    return branch_answers(own, fusion["weights"], fusion["rule"])
 
 
 def main() -> None:

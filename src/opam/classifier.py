@@ -23,7 +23,7 @@ from opam.config import section_of
 from opam.crops import centre_boxes, cut
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, FUSED, Rule, fuse_named
+from opam.fusion import BRANCHES, FUSED, Rule, branch_answers
 from opam.images import read_image, to_rgb
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network
@@ -182,11 +182,8 @@ class Classifier:
             "object": self._scores("object", photographs, [box[None] for box in boxes], first)[0],
             **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
         }
-        answers = {
-            name: fuse_named(own, weights, self.rule).astype(np.float32)
-            for name, weights in self.weights.items()
-        }
-        scores = dict(zip((*BRANCHES, "fused"), answers.values(), strict=True))
+        told = branch_answers(own, self.weights, self.rule)
+        scores = {name: each.astype(np.float32) for name, each in told.items()}
         labels = scores["fused"].argmax(1)
         return [
             Classification(

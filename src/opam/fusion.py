@@ -84,6 +84,20 @@ def fuse_named(
     return fuse(np.stack([scores[name] for name in weights]), [*weights.values()], rule)
 
 
+def branch_answers(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, Mapping[str, float]], rule: Rule
+) -> dict[str, np.ndarray]:
+    """What each branch says, and all of them: float64 N x C, by branch and by "fused".
+
+    Args:
+        scores: float N x C, by name.
+        weights: of each branch and of `FUSED`, by the names of scores.
+        rule: how they are put together.
+    """
+    combinations = dict(zip((*BRANCHES, "fused"), (*BRANCHES, FUSED), strict=True))
+    return {name: fuse_named(scores, weights[each], rule) for name, each in combinations.items()}
+
+
 def logarithms(scores: np.ndarray) -> np.ndarray:
     """float64; of probabilities that are 0 or nearly so, that of 1e-12."""
     return np.log(np.maximum(scores, 1e-12, dtype=np.float64))

@@ -19,7 +19,7 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.errors import OpamError
-from opam.fusion import BRANCHES, FUSED, fuse_named
+from opam.fusion import BRANCHES, branch_answers
 from opam.images import read_image
 from opam.metrics import box_iou
 from opam.objects import ObjectParams, chosen_map
@@ -257,12 +257,7 @@ def probabilities(photograph: Photograph) -> Panel:
     for cluster, probabilities in zip(parts["cluster"], parts["probabilities"], strict=True):
         own[f"cluster {cluster}"] = probabilities[None]
     fusion = read_json(photograph.data / "fusion.json")
-    scores = np.concatenate(
-        [
-            fuse_named(own, fusion["weights"][combination], fusion["rule"])
-            for combination in (*BRANCHES, FUSED)
-        ]
-    )
+    scores = np.concatenate([*branch_answers(own, fusion["weights"], fusion["rule"]).values()])
     best = np.argsort(-scores[-1], kind="stable")[:TOP]
     names = [photograph.classes[label] for label in best]
     shown = [
