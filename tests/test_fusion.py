@@ -99,7 +99,7 @@ def test_the_search_is_that_of_literal_loops(
     images: int, classes: int, folds: int, seed: int
 ) -> None:
     scores, labels = random_scores(images, classes, seed)
-    found = search_weights(scores, labels, folds, 0.25, seed)
+    found = search_weights(scores, labels, folds, 0.25, seed, "mean")
     fold = fold_of(labels, folds, seed)
     everything = list(range(images))
     assert found.weights == pytest.approx(literal_best(scores, labels, everything, 4))
@@ -185,7 +185,7 @@ def test_the_one_branch_that_knows_gets_all_the_weight(branch: int) -> None:
     scores = np.full((3, 40, 4), 0.25)
     scores[branch] = np.eye(4)[labels]
     expected = tuple(float(b == branch) for b in range(3))
-    found = search_weights(scores, labels, 5, 0.1, 0)
+    found = search_weights(scores, labels, 5, 0.1, 0, "mean")
     assert found.weights == expected
     assert found.fold_accuracy == (1.0,) * 5
     assert found.accuracy == 1.0
@@ -194,7 +194,7 @@ def test_the_one_branch_that_knows_gets_all_the_weight(branch: int) -> None:
 def test_equal_branches_get_weights_closest_to_equal() -> None:
     labels = np.arange(30) % 3
     one = np.eye(3)[labels] * 0.5 + 0.5 / 3
-    found = search_weights(np.stack([one] * 3), labels, 3, 1 / 3, 0)
+    found = search_weights(np.stack([one] * 3), labels, 3, 1 / 3, 0, "mean")
     assert found.weights == pytest.approx((1 / 3,) * 3)
 
 
@@ -263,14 +263,14 @@ def test_folds_are_even_over_all_and_over_each_class(
 
 def test_classes_of_one_image_do_not_stop_the_search() -> None:
     scores, _ = random_scores(10, 10, 0)
-    found = search_weights(scores, np.arange(10), 5, 0.5, 0)
+    found = search_weights(scores, np.arange(10), 5, 0.5, 0, "mean")
     assert len(found.fold_accuracy) == len(found.fold_weights) == 5
 
 
 def test_fewer_images_than_folds_are_refused() -> None:
     scores, labels = random_scores(4, 2, 0)
     with pytest.raises(OpamError, match=r"fusion\.folds: 5 folds of 4 val images"):
-        search_weights(scores, labels, 5, 0.1, 0)
+        search_weights(scores, labels, 5, 0.1, 0, "mean")
 
 
 @pytest.mark.parametrize("wrong", [{"folds": 1}, {"step": 0.0}, {"step": 1.5}])
@@ -279,13 +279,11 @@ def test_parameters_out_of_range_are_refused(wrong: dict) -> None:
         FusionParams(**wrong)
 
 
-def test_by_likelihood_one_lucky_photograph_does_not_decide() -> None:
+def test_in_a_product_one_lucky_photograph_does_not_decide() -> None:
     """The first branch is right once more; the second says the truth with far more conviction."""
     labels = np.zeros(20, dtype=int)
     scores = np.empty((3, 20, 2))
     scores[0], scores[1], scores[2] = [0.51, 0.49], [0.9, 0.1], [0.5, 0.5]
     scores[1, 0] = [0.2, 0.8]
-    by_accuracy = search_weights(scores, labels, 4, 0.5, 0)
-    by_likelihood = search_weights(scores, labels, 4, 0.5, 0, "likelihood")
-    assert by_accuracy.weights == (1, 0, 0)
-    assert by_likelihood.weights[1] > 0
+    assert search_weights(scores, labels, 4, 0.5, 0, "mean").weights == (1, 0, 0)
+    assert search_weights(scores, labels, 4, 0.5, 0, "product").weights[1] > 0

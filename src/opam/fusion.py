@@ -170,12 +170,7 @@ def most_probable(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def search_weights(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    folds: int,
-    step: float,
-    seed: int,
-    rule: Rule = "mean",
+    scores: np.ndarray, labels: np.ndarray, folds: int, step: float, seed: int, rule: Rule
 ) -> Fusion:
     """Search fusion weights, with k-fold cross-validation.
 
