@@ -35,6 +35,18 @@ def test_a_preset_loads_and_the_readme_names_it(path: Path) -> None:
     assert list(content) == list(default)
 
 
+def test_contrast_between_the_parts_of_one_part_is_told_at_once(tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "presets/cub-small-cpu.yaml").read_text())
+    assert params["alignment"] == {**params["alignment"], "similarity": "contrast", "clusters": 2}
+    params["parts"]["n_parts"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(OpamError, match=r"params\.yaml: alignment\.similarity: .*n_parts is 1"):
+        check(tmp_path / "params.yaml")
+    params["alignment"]["clusters"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    check(tmp_path / "params.yaml")
+
+
 def test_the_default_is_the_synthetic_preset() -> None:
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets/synthetic.yaml").read_bytes()
 

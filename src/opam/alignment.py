@@ -24,6 +24,13 @@ class AlignmentParams(Params):
     )
 
 
+SINGLE_PART = (
+    "alignment.similarity: contrast compares the parts of a photograph, and parts.n_parts is 1; "
+    "set alignment.clusters to 1, or similarity to weights"
+)
+"""What is wrong where there is nothing to compare."""
+
+
 def contrast(responses: np.ndarray) -> np.ndarray:
     """Which of a photograph's parts each neuron prefers, and by how much.
 
@@ -42,10 +49,7 @@ def contrast(responses: np.ndarray) -> np.ndarray:
         OpamError: one part a photograph, which no neuron can prefer.
     """
     if responses.shape[1] == 1:
-        raise OpamError(
-            "alignment.similarity: contrast compares the parts of a photograph, and parts.n_parts "
-            "is 1; set alignment.clusters to 1, or similarity to weights"
-        )
+        raise OpamError(SINGLE_PART)
     responses = np.asarray(responses, dtype=np.float64)
     return (responses - responses.mean(1, keepdims=True)).reshape(-1, responses.shape[2]).T
 

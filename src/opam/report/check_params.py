@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from opam.alignment import AlignmentParams
+from opam.alignment import SINGLE_PART, AlignmentParams
 from opam.baselines import BaselineParams
 from opam.colocalization import ColocalizationParams
 from opam.config import SECTIONS, params_path, read_yaml, section_of
@@ -60,14 +60,20 @@ def check(path: Path) -> None:
     """
     problems = []
     content = read_yaml(path)
+    found: dict[str, Any] = {}
     for section in SECTIONS:
         try:
-            found = section_of(content, section, TYPES[section], path)
+            found[section] = section_of(content, section, TYPES[section], path)
             if section == "baselines":
-                for name, baseline in found.items():
+                for name, baseline in found[section].items():
                     read_method(name, baseline.system, baseline.method, path)
         except OpamError as error:
             problems.append(str(error))
+    if {"parts", "alignment"} <= found.keys():
+        alignment = found["alignment"]
+        single = found["parts"].n_parts == 1
+        if single and alignment.clusters > 1 and alignment.similarity == "contrast":
+            problems.append(f"{path}: {SINGLE_PART}")
     if problems:
         raise OpamError("\n       ".join(dict.fromkeys(problems)))
 
