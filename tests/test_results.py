@@ -1,5 +1,6 @@
 """docs/results.md: every figure of a run stands in it, with what it was measured on."""
 
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from small_project import ROOT
 from opam.artifacts import read_table, write_csv, write_json
 from opam.errors import OpamError
 from opam.report import summary
+from opam.report.page.gallery import commit
 from opam.report.results import (
     ABLATION,
     combinations_text,
@@ -109,6 +111,30 @@ def test_the_page_shows_an_ablation_of_the_same_params_alone(
     for other in (measured(params, manifest), {**alike, "pixels": alike["pixels"] * 2}):
         write_json(ABLATION, {"measured": other, "rows": rows})
         assert "0123abc" not in results_text()
+
+
+def test_a_commit_stands_for_its_code_whatever_the_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The params are told beside it: those of a preset with a path of one's own are a change."""
+    monkeypatch.chdir(tmp_path)
+    assert commit() is None
+
+    def git(*command: str) -> str:
+        own = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *command]
+        return subprocess.run(own, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "src").mkdir()
+    for name in ("params.yaml", "src/code.py"):
+        (tmp_path / name).write_text("old")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")[:12]
+    (tmp_path / "params.yaml").write_text("new")
+    assert commit() == head
+    (tmp_path / "src/code.py").write_text("new")
+    assert commit() == f"{head}, with changes that are not committed"
 
 
 def test_changes_are_compared_between_runs_of_the_same_seed() -> None:

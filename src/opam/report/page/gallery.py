@@ -214,10 +214,10 @@ def remove_others(folder: Path, written: set[Path]) -> None:
 
 
 def commit() -> str | None:
-    """The commit that the working folder stands on, and whether its code or params differ."""
+    """The commit that the working folder stands on, and whether its code differs."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "-uno", "src", "stages", "params.yaml", "dvc.yaml")
+        changed = _git("status", "--porcelain", "-uno", "src", "stages", "dvc.yaml")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head}, with changes that are not committed" if changed else head
