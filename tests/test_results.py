@@ -16,12 +16,13 @@ from opam.report.page.gallery import commit
 from opam.report.results import (
     ABLATION,
     combinations_text,
-    comparison_text,
+    markdown_table,
     measured,
     preset_of,
     results_text,
     steps_text,
 )
+from opam.report.tables import SYSTEM_COLUMNS, system_cells
 
 COMPARISON = pd.DataFrame(
     [
@@ -48,7 +49,8 @@ COMPARISON = pd.DataFrame(
 
 
 def test_a_row_a_system_and_an_empty_cell_for_what_was_not_measured() -> None:
-    assert comparison_text(COMPARISON).splitlines() == [
+    cells = system_cells(COMPARISON, list(SYSTEM_COLUMNS))
+    assert markdown_table(*cells).splitlines() == [
         "| system | accuracy | 95% interval | macro F1 | McNemar's p | parameters |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| opam | 50.0% | 40.0% to 60.0% | 0.480 | 1 | 16.0 M |",
@@ -67,6 +69,14 @@ def test_the_summary_names_all_branches_on_a_narrow_terminal(
     assert " ".join(words).endswith("original + object + part")
     assert "…" not in shown
     assert "opam predict" not in shown
+    comparison = COMPARISON.assign(pointing=0.998, training_seconds=12345.0)
+    write_csv(Path("data/comparison.csv"), comparison)
+    summary.main()
+    systems = [line for line in capsys.readouterr().out.splitlines() if "12345 s" in line]
+    assert ["".join(line.split()) for line in systems] == [
+        "│opam│50.0%│40.0%to60.0%│1│99.8%│12345s│",
+        "│bcnn│25.0%│20.0%to30.0%│0.012│99.8%│12345s│",
+    ]
     Path("data/bundle").mkdir()
     summary.main()
     assert "opam predict" in capsys.readouterr().out
@@ -90,7 +100,7 @@ def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     write_csv(Path("data/comparison.csv"), COMPARISON)
     text = results_text()
     assert "| bcnn | 25.0% |" in text
-    assert "| original+object+part | 50.0% | 40.0% to 60.0% |" in text
+    assert "| original + object + part | 50.0% | 40.0% to 60.0% |" in text
     assert "2 classes (photographs: 2 train, 0 val, 4 test)" in text
 
 

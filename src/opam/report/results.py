@@ -19,6 +19,7 @@ from opam.device import ExecutionParams, prepare_device
 from opam.errors import OpamError, run
 from opam.report.page.gallery import commit
 from opam.report.page.tables import fusion_weights
+from opam.report.tables import SYSTEM_COLUMNS, branch_cells, location_cells, system_cells
 
 DATA = Path("data")
 PRESETS = Path("presets")
@@ -26,66 +27,12 @@ RESULTS = Path("docs/results.md")
 ABLATION = Path("benchmarks/ablation.json")
 ON_VAL = " on val"
 """Ends the name of a figure of the ablation that is of val, not of test."""
-COLUMNS: dict[str, tuple[str, str]] = {
-    "system": ("system", "{}"),
-    "accuracy": ("accuracy", "{:.1%}"),
-    "interval": ("95% interval", "{}"),
-    "macro_f1": ("macro F1", "{:.3f}"),
-    "mcnemar_p": ("McNemar's p", "{:.2g}"),
-    "pointing": ("pointing", "{:.1%}"),
-    "parameters": ("parameters", "{:.1f} M"),
-    "gflops": ("GFLOPs", "{:.2f}"),
-    "training_seconds": ("training", "{:.0f} s"),
-    "images_a_second": ("photographs/s", "{:.1f}"),
-}
-"""Columns of the comparison: heading, and how a value is written."""
 
 
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     """A table, its first column to the left, the others to the right."""
     rule = ["---"] + ["---:"] * (len(headings) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [headings, rule, *rows])
-
-
-def comparison_text(comparison: pd.DataFrame) -> str:
-    """The table of systems; a figure that was not measured is left empty."""
-    table = comparison.assign(
-        interval=[
-            f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}" for row in comparison.itertuples()
-        ]
-    )
-    if "parameters" in table:
-        table["parameters"] = table["parameters"] / 1e6
-    shown = [name for name in COLUMNS if name in table]
-    rows = [
-        ["" if pd.isna(row[name]) else COLUMNS[name][1].format(row[name]) for name in shown]
-        for row in table.to_dict("records")
-    ]
-    return markdown_table([COLUMNS[name][0] for name in shown], rows)
-
-
-def branches_text(ablation: pd.DataFrame) -> str:
-    """Each branch, each pair and all three."""
-    rows = [
-        [
-            str(row.branches),
-            f"{row.accuracy:.1%}",
-            f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
-            f"{row.val_accuracy:.1%}",
-            f"{row.top5:.1%}",
-            f"{row.calibration_error:.3f}",
-        ]
-        for row in ablation.itertuples()
-    ]
-    headings = ["branches", "accuracy", "95% interval", "on val", "top-5", "calibration error"]
-    return markdown_table(headings, rows)
-
-
-def parts_text(locations: pd.DataFrame) -> str:
-    """Share of photographs in which a cluster's part holds each named location."""
-    wide = locations.pivot(index="location", columns="cluster", values="share")
-    rows = [[str(name), *(f"{share:.0%}" for share in row)] for name, row in wide.iterrows()]
-    return markdown_table(["location", *(f"cluster {each}" for each in wide.columns)], rows)
 
 
 def steps_text(rows: list[dict[str, Any]]) -> str:
@@ -211,14 +158,14 @@ OPAM. Pointing: the centre of the system's best region lies in the true box. GFL
 photographs a second, are of one whole classification, for OPAM all its networks; its training
 seconds are those of its four networks.
 
-{comparison_text(comparison)}
+{markdown_table(*system_cells(comparison, list(SYSTEM_COLUMNS)))}
 
 ## What each branch is worth
 
 Each combination with weights of its own, chosen on val; there it is measured on the folds that they
 were not chosen on.
 
-{branches_text(ablation)}
+{markdown_table(*branch_cells(ablation))}
 
 Fusion weights, chosen by {len(fusion["folds"])}-fold cross-validation on val:
 {fusion_weights(fusion)}.
@@ -236,7 +183,7 @@ photographs (mean IoU {box["mean_iou"]:.2f}). No box was trained on.
         text += f"""
 Share of test photographs in which a part of each cluster holds the named location:
 
-{parts_text(locations)}
+{markdown_table(*location_cells(locations))}
 """
     rows = ablation_rows(ABLATION, measured(params, manifest))
     if rows:

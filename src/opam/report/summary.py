@@ -4,7 +4,7 @@ Run: ``python -m opam.report.summary``.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 from rich.console import Console
@@ -13,64 +13,25 @@ from rich.table import Table
 from opam.artifacts import read_json
 from opam.errors import OpamError, run
 from opam.report.page.tables import fusion_weights
+from opam.report.tables import branch_cells, location_cells, system_cells
 
 DATA = Path("data")
 COMPARISON = DATA / "comparison.csv"
 REPORT = DATA / "report/index.html"
 BUNDLE = DATA / "bundle"
+OF_SYSTEMS = ("system", "accuracy", "interval", "mcnemar_p", "pointing", "training_seconds")
+"""Columns of the comparison that fit 80 characters."""
 
 
-def ablation_table(ablation: pd.DataFrame, images: int) -> Table:
-    """Accuracy of each combination of branches, with its interval, and on val, held out."""
-    table = Table(title=f"Test split, {images} photographs")
-    table.add_column("branches")
-    for name in ("accuracy", "95% interval", "on val", "top-5", "calibration error"):
-        table.add_column(name, justify="right", no_wrap=name == "95% interval")
-    for row in ablation.itertuples():
-        table.add_row(
-            str(row.branches).replace("+", " + "),
-            f"{row.accuracy:.1%}",
-            f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
-            f"{row.val_accuracy:.1%}",
-            f"{row.top5:.1%}",
-            f"{row.calibration_error:.3f}",
-        )
+def terminal_table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    """A table, its first column to the left, the others to the right."""
+    table = Table(title=title)
+    for heading in headings:
+        side: Literal["left", "right"] = "left" if heading == headings[0] else "right"
+        table.add_column(heading, justify=side, no_wrap=heading == "95% interval")
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def location_table(locations: pd.DataFrame) -> Table:
-    """How often a part of each cluster holds each named location."""
-    table = Table(title="Share of photographs in which a cluster's part holds the location")
-    wide = locations.pivot(index="location", columns="cluster", values="share")
-    table.add_column("location")
-    for cluster in wide.columns:
-        table.add_column(f"cluster {cluster}", justify="right")
-    for name, shares in wide.iterrows():
-        table.add_row(str(name), *(f"{share:.0%}" for share in shares))
-    return table
-
-
-def comparison_table(comparison: pd.DataFrame) -> Table:
-    """OPAM beside the other systems."""
-    table = Table(title="Systems on the test split")
-    table.add_column("system")
-    for name in ("accuracy", "95% interval", "McNemar's p", "pointing", "GFLOPs", "training"):
-        table.add_column(name, justify="right")
-    for row in comparison.to_dict("records"):
-        table.add_row(
-            str(row["system"]),
-            f"{row['accuracy']:.1%}",
-            f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}",
-            f"{row['mcnemar_p']:.2g}",
-            _shown(row.get("pointing"), "{:.1%}"),
-            _shown(row.get("gflops"), "{:.2f}"),
-            _shown(row.get("training_seconds"), "{:.0f} s"),
-        )
-    return table
-
-
-def _shown(value: Any, form: str) -> str:
-    return "" if value is None or pd.isna(value) else form.format(value)
 
 
 def main() -> None:
@@ -83,16 +44,19 @@ def main() -> None:
     except FileNotFoundError as error:
         raise OpamError(f"{error.filename}: not found; run `dvc repro` to make it") from None
     console = Console()
-    console.print(ablation_table(ablation, metrics["images"]))
+    title = f"Test split, {metrics['images']} photographs"
+    console.print(terminal_table(title, *branch_cells(ablation)))
     if len(locations):
-        console.print(location_table(locations))
+        title = "Share of photographs in which a cluster's part holds the location"
+        console.print(terminal_table(title, *location_cells(locations)))
     console.print(f"Fusion weights ({fusion['rule']}), chosen on val: {fusion_weights(fusion)}")
     console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
     if "object_box" in metrics:
         box = metrics["object_box"]
         console.print(f"Object box: CorLoc {box['corloc']:.1%}, mean IoU {box['mean_iou']:.2f}")
     if COMPARISON.exists():
-        console.print(comparison_table(pd.read_csv(COMPARISON)))
+        cells = system_cells(pd.read_csv(COMPARISON), OF_SYSTEMS)
+        console.print(terminal_table("Systems on the test split", *cells))
     console.print("Metrics: data/metrics.json   predictions: data/predictions.parquet")
     console.print("Plots: `dvc plots show` writes dvc_plots/index.html", highlight=False)
     if BUNDLE.exists():
