@@ -18,6 +18,7 @@ from opam.archive import open_archive
 from opam.artifacts import BOX, read_json, read_table
 from opam.errors import OpamError
 from opam.fusion import BRANCHES, fuse_named
+from opam.predict import drawing_names
 from opam.scores import read_scores
 
 pytestmark = pytest.mark.slow
@@ -198,3 +199,9 @@ def test_what_cannot_be_predicted_is_told(bundle: Path, tmp_path: Path) -> None:
         done = CliRunner().invoke(cli.app, ["predict", *arguments, "--bundle", str(bundle)])
         assert isinstance(done.exception, OpamError)
         assert message in str(done.exception)
+
+
+def test_no_drawing_takes_the_place_of_another() -> None:
+    paths = [Path(each) for each in ("x/a.jpg", "y/a.png", "y/a-2.jpg", "z/A.jpg", "z/b.jpg")]
+    names = drawing_names(paths)
+    assert [names[path] for path in paths] == ["a.jpg", "a-2.jpg", "a-2-2.jpg", "A-3.jpg", "b.jpg"]

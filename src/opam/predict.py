@@ -1,7 +1,7 @@
 """Classify the photographs of a folder or a list: a row each, and drawings where asked for."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -130,12 +130,15 @@ def overlay(image: np.ndarray, found: Classification) -> Image.Image:
 
 
 def drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each photograph's drawing; of equal names the later ones get a number."""
+    """A file name for each photograph's drawing; like names, in any case, get numbers."""
     names: dict[Path, str] = {}
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for path in paths:
-        count = taken[path.stem] = taken.get(path.stem, 0) + 1
-        names[path] = f"{path.stem}.jpg" if count == 1 else f"{path.stem}-{count}.jpg"
+        numbered = (f"{path.stem}-{number}.jpg" for number in count(2))
+        names[path] = next(
+            name for name in chain([f"{path.stem}.jpg"], numbered) if name.casefold() not in taken
+        )
+        taken.add(names[path].casefold())
     return names
 
 
