@@ -106,6 +106,24 @@ def ablation_rows(path: Path, ablated: dict[str, Any]) -> list[dict[str, Any]]:
     return list(found["rows"]) if found.get("measured") == ablated else []
 
 
+def ablation_text(rows: list[dict[str, Any]]) -> str:
+    """What each step is worth, by the rows of an ablation; the first names the unchanged run."""
+    commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
+    return f"""
+## What each step is worth
+
+One thing changed at a time (`make ablation`); means over {len({row["seed"] for row in rows})}
+seeds, commit {commits}; in the last column how far fused is from the first row, between runs of the
+same seed, with its 95% interval.
+
+{steps_text(rows)}
+
+With nothing changed, each branch, each pair, all with equal weights, and all with those of val:
+
+{combinations_text(rows)}
+"""
+
+
 def preset_of(params: dict[str, Any], presets: Path) -> str:
     """The preset that params.yaml is, whatever path and execution are, or that it is none."""
     for path in sorted(presets.glob("*.yaml")):
@@ -186,22 +204,7 @@ Share of test photographs in which a part of each cluster holds the named locati
 {markdown_table(*location_cells(locations))}
 """
     rows = ablation_rows(ABLATION, measured(params, manifest))
-    if rows:
-        commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
-        text += f"""
-## What each step is worth
-
-One thing changed at a time (`make ablation`); means over {len({row["seed"] for row in rows})}
-seeds, commit {commits}; in the last column how far fused is from the first row, between runs of the
-same seed, with its 95% interval.
-
-{steps_text(rows)}
-
-With nothing changed, each branch, each pair, all with equal weights, and all with those of val:
-
-{combinations_text(rows)}
-"""
-    return text
+    return text + ablation_text(rows) if rows else text
 
 
 def main() -> None:
