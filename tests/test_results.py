@@ -116,7 +116,8 @@ def test_the_page_shows_an_ablation_of_the_same_params_alone(
     manifest = read_table(Path("data/manifest.parquet"), "manifest")
     alike = measured({**params, "seed": 9, "baselines": {}}, manifest)
     write_json(ABLATION, {"measured": alike, "rows": rows})
-    assert "means over 2 seeds, commit 0123abc" in " ".join(results_text().split())
+    text = " ".join(results_text().split())
+    assert "means over 2 seeds." in text and "Measured at 0123abc." in text
     params["parts"]["n_parts"] += 1
     for other in (measured(params, manifest), {**alike, "pixels": alike["pixels"] * 2}):
         write_json(ABLATION, {"measured": other, "rows": rows})

@@ -113,8 +113,8 @@ def ablation_text(rows: list[dict[str, Any]]) -> str:
 ## What each step is worth
 
 One thing changed at a time (`make ablation`); means over {len({row["seed"] for row in rows})}
-seeds, commit {commits}; in the last column how far fused is from the first row, between runs of the
-same seed, with its 95% interval.
+seeds. In the last column, how far fused is from the first row, between runs of the same seed, with
+its 95% interval. Measured at {commits}.
 
 {steps_text(rows)}
 
