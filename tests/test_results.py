@@ -117,7 +117,8 @@ def test_the_page_shows_an_ablation_of_the_same_params_alone(
     alike = measured({**params, "seed": 9, "baselines": {}}, manifest)
     write_json(ABLATION, {"measured": alike, "rows": rows})
     text = " ".join(results_text().split())
-    assert "means over 2 seeds." in text and "Measured at 0123abc." in text
+    assert "means over 2 seeds." in text
+    assert "Measured at 0123abc." in text
     params["parts"]["n_parts"] += 1
     for other in (measured(params, manifest), {**alike, "pixels": alike["pixels"] * 2}):
         write_json(ABLATION, {"measured": other, "rows": rows})
