@@ -4,8 +4,8 @@ Run: ``make ablation``, or ``python benchmarks/ablation.py 0 1 2`` with seeds of
 variant is run by DVC in a copy of the project that shares its cache, so that it computes what it
 changes and nothing else. What benchmarks/ablation.json already has for the same params and
 photographs is kept, with its commit: an interrupted ablation goes on where it stood, and seeds may
-be run on different days. Delete the file to measure anew. The tables are printed at the end, and
-`make results` writes them to docs/results.md.
+be run on different days. Rows of other params and photographs stay beside them. Delete the file to
+measure anew. The tables are printed at the end, and `make results` writes them to docs/results.md.
 """
 
 import copy
@@ -20,10 +20,17 @@ import pandas as pd
 import yaml
 from project import ROOT, copy_project, environment
 
-from opam.artifacts import read_json, read_table, write_json
+from opam.artifacts import read_json, read_table
 from opam.fusion import BRANCHES, FUSED, fuse
 from opam.report.page.gallery import commit
-from opam.report.results import ABLATION, ON_VAL, ablation_rows, ablation_text, measured
+from opam.report.results import (
+    ABLATION,
+    ON_VAL,
+    ablation_rows,
+    ablation_text,
+    keep_ablation_rows,
+    measured,
+)
 from opam.scores import read_scores
 
 
@@ -111,7 +118,7 @@ def main() -> None:
                 dvc("repro", "evaluate")
                 found = figures(folder / "data")
                 rows.append({"variant": name, "seed": seed, "commit": commit(), **found})
-                write_json(ROOT / ABLATION, {"measured": ablated, "rows": rows})
+                keep_ablation_rows(ROOT / ABLATION, ablated, rows)
     print(ablation_text(rows))
 
 

@@ -10,9 +10,8 @@ import yaml
 from made_up_run import make_up_run
 from small_project import ROOT
 
-from opam.artifacts import write_json
 from opam.report.check_params import check
-from opam.report.results import ablation_rows, measured
+from opam.report.results import ablation_rows, keep_ablation_rows, measured
 from opam.scores import read_scores
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -42,11 +41,16 @@ def test_rows_are_kept_while_params_and_photographs_stay(tmp_path: Path) -> None
     ablated = measured(PARAMS, small)
     assert ablation_rows(path, ablated) == []
     rows = [{"variant": "as it is", "seed": seed, "fused": 0.5} for seed in (0, 1)]
-    write_json(path, {"measured": ablated, "rows": rows})
+    keep_ablation_rows(path, ablated, rows[:1])
+    keep_ablation_rows(path, ablated, rows)
     moved = changed(PARAMS, {"dataset.path": "/elsewhere", "execution.threads": 7}, seed=3)
     assert ablation_rows(path, measured({**moved, "baselines": {}}, small)) == rows
     assert ablation_rows(path, measured(PARAMS, small * 2)) == []
-    assert ablation_rows(path, measured(changed(PARAMS, {"parts.n_parts": 4}, seed=0), small)) == []
+    other = measured(changed(PARAMS, {"parts.n_parts": 4}, seed=0), small)
+    assert ablation_rows(path, other) == []
+    keep_ablation_rows(path, other, rows[:1])
+    assert ablation_rows(path, other) == rows[:1]
+    assert ablation_rows(path, ablated) == rows
 
 
 def test_equal_weights_multiply_the_branches(tmp_path: Path) -> None:

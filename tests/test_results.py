@@ -9,13 +9,14 @@ import yaml
 from made_up_run import make_up_run
 from small_project import ROOT
 
-from opam.artifacts import read_table, write_csv, write_json
+from opam.artifacts import read_table, write_csv
 from opam.errors import OpamError
 from opam.report import summary
 from opam.report.page.gallery import commit
 from opam.report.results import (
     ABLATION,
     combinations_text,
+    keep_ablation_rows,
     markdown_table,
     measured,
     preset_of,
@@ -115,13 +116,14 @@ def test_the_page_shows_an_ablation_of_the_same_params_alone(
     rows = [{**row, "seed": seed} for seed in (3, 4)]
     manifest = read_table(Path("data/manifest.parquet"), "manifest")
     alike = measured({**params, "seed": 9, "baselines": {}}, manifest)
-    write_json(ABLATION, {"measured": alike, "rows": rows})
+    keep_ablation_rows(ABLATION, alike, rows)
     text = " ".join(results_text().split())
     assert "means over 2 seeds." in text
     assert "Measured at 0123abc." in text
     params["parts"]["n_parts"] += 1
     for other in (measured(params, manifest), {**alike, "pixels": alike["pixels"] * 2}):
-        write_json(ABLATION, {"measured": other, "rows": rows})
+        ABLATION.unlink()
+        keep_ablation_rows(ABLATION, other, rows)
         assert "0123abc" not in results_text()
 
 

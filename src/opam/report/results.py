@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy.stats import t
 
-from opam.artifacts import atomic, read_json, read_table
+from opam.artifacts import atomic, read_json, read_table, write_json
 from opam.config import params_path, read_params, read_yaml
 from opam.device import ExecutionParams, prepare_device
 from opam.errors import OpamError, run
@@ -102,8 +102,15 @@ def measured(params: dict[str, Any], manifest: pd.DataFrame) -> dict[str, Any]:
 
 def ablation_rows(path: Path, ablated: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that ``path`` holds of what `measured` gave; none if it is not there."""
-    found = read_json(path) if path.exists() else {}
-    return list(found["rows"]) if found.get("measured") == ablated else []
+    found = read_json(path) if path.exists() else []
+    return next((list(each["rows"]) for each in found if each["measured"] == ablated), [])
+
+
+def keep_ablation_rows(path: Path, ablated: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Have ``path`` hold ``rows`` of what `measured` gave, beside those of other params."""
+    found = read_json(path) if path.exists() else []
+    others = [each for each in found if each["measured"] != ablated]
+    write_json(path, [*others, {"measured": ablated, "rows": rows}])
 
 
 def ablation_text(rows: list[dict[str, Any]]) -> str:
