@@ -21,7 +21,7 @@ import yaml
 from project import ROOT, copy_project, environment
 
 from opam.artifacts import read_json, read_table
-from opam.fusion import BRANCHES, FUSED, fuse
+from opam.fusion import FUSED, by_branch, fuse
 from opam.report.page.gallery import commit
 from opam.report.results import (
     ABLATION,
@@ -53,6 +53,8 @@ def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "parts without their own constraint": {"parts.spatial": False},
         "parts without any constraint": {**free, "parts.spatial": False},
         "parts not aligned": {"alignment.clusters": 1},
+        "fine-tuned networks alone, as in the paper": {"fusion.scores": "networks"},
+        "probes alone": {"fusion.scores": "probes"},
     }
     for count in (1, 2, 3, 4):
         if count != params["parts"]["n_parts"]:
@@ -79,9 +81,10 @@ def figures(data: Path) -> dict[str, float]:
     found = dict(zip(names, table["accuracy"], strict=True))
     found |= dict(zip(names + ON_VAL, table["val_accuracy"], strict=True))
     images, scores = read_scores(data / "scores")
-    parts = np.mean([own for name, own in scores.items() if name not in BRANCHES], axis=0)
-    rule = read_json(data / "fusion.json")["rule"]
-    equal = fuse(np.stack([scores["original"], scores["object"], parts]), [1 / 3] * 3, rule)
+    fusion = read_json(data / "fusion.json")
+    branches = by_branch(fusion["weights"][FUSED])
+    means = [np.mean([scores[name] for name in names], axis=0) for names in branches.values()]
+    equal = fuse(np.stack(means), [1 / len(means)] * len(means), fusion["rule"])
     right = equal.argmax(1) == images["label"].to_numpy()
     found["equal weights"] = float(right[(images["split"] == "test").to_numpy()].mean())
     if "object_box" in metrics:

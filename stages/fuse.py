@@ -10,8 +10,8 @@ import numpy as np
 
 from opam.artifacts import write_json
 from opam.config import read_params
-from opam.fusion import BRANCHES, FusionParams, search_weights
-from opam.scores import read_scores
+from opam.fusion import BRANCHES, FusionParams, by_branch, search_weights
+from opam.scores import PROBE, read_scores
 from opam.stage import run
 
 SCORES = Path("data/scores")
@@ -25,13 +25,15 @@ def main() -> None:
     images, scores = read_scores(SCORES)
     val = (images["split"] == "val").to_numpy()
     labels = images.loc[val, "label"].to_numpy()
-    clusters = [name for name in scores if name not in BRANCHES]
-    made_of = {"original": ["original"], "object": ["object"], "part": clusters}
+    if params.scores != "all":
+        probes = params.scores == "probes"
+        scores = {name: own for name, own in scores.items() if name.endswith(PROBE) == probes}
+    made_of = by_branch(scores)
 
     weights, accuracy, folds = {}, {}, []
     for count in range(1, len(BRANCHES) + 1):
         for chosen in combinations(BRANCHES, count):
-            # A mean is of branches, all parts alike; a product weighs each cluster by itself.
+            # A mean is of branches, all of one alike; a product weighs every score by itself.
             items = [made_of[branch] for branch in chosen]
             if params.rule == "product":
                 items = [[name] for names in items for name in names]

@@ -1,11 +1,12 @@
-"""Score images: class probabilities of every val and test photograph by the three networks.
+"""Score images: probabilities of every val and test photograph by the networks and the probes.
 
 Run by itself: ``python stages/score_images.py``.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from opam.artifacts import BOX, read_table, write_table
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.models.cam_network import read_network
+from opam.models.probe_network import read_probes
 from opam.resume import fingerprint, finish, in_shards
 from opam.scoring import batch_rows, by_cluster, score_crops
 from opam.stage import run
@@ -28,6 +30,7 @@ SCORES = Path("data/scores")
 
 def score(
     network_path: Path,
+    read: Callable[[Path], tuple[Any, dict[str, Any]]],
     inputs: str,
     images: pd.DataFrame,
     boxes: list[np.ndarray],
@@ -39,7 +42,7 @@ def score(
 
     ``inputs`` is the fingerprint of all that the scores depend on beside the network.
     """
-    network, settings = read_network(network_path)
+    network, settings = read(network_path)
     fraction = settings["input_size"] / settings["resize"]
     image_ids = images["image_id"].to_numpy()
     counts = np.array([len(each) for each in boxes])
@@ -70,7 +73,7 @@ def score(
 
 
 def main() -> None:
-    """Write data/scores/original.parquet, object.parquet and clusters.parquet."""
+    """Write data/scores/original.parquet, object.parquet, clusters.parquet, probes.parquet."""
     mirrored = read_params("mirrored", bool)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
@@ -91,18 +94,30 @@ def main() -> None:
         ("object", "objectnet", object_boxes),
     ):
         path = MODELS / f"{network}.safetensors"
-        [own] = score(path, inputs, images, boxes, only_head, mirrored, execution)
+        [own] = score(path, read_network, inputs, images, boxes, only_head, mirrored, execution)
         table = named.assign(probabilities=list(own.astype(np.float32)))
         write_table(SCORES / f"{branch}.parquet", "scores", table)
     path = MODELS / "partnet.safetensors"
-    by_parts = score(path, inputs, images, part_boxes, clusters, mirrored, execution)
+    by_parts = score(path, read_network, inputs, images, part_boxes, clusters, mirrored, execution)
     tables = [
         named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
         for cluster, own in enumerate(by_parts)
     ]
     table = pd.concat(tables).sort_values(["image_id", "cluster"])
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
-    for network in ("classnet", "objectnet", "partnet"):
+
+    path = MODELS / "probes.safetensors"
+    every = [np.vstack(boxes) for boxes in zip(whole, object_boxes, part_boxes, strict=True)]
+    heads = [np.array([0, 1, *(2 + own)]) for own in clusters]
+    by_probes = score(path, read_probes, inputs, images, every, heads, mirrored, execution)
+    names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
+    tables = [
+        named.assign(name=name, probabilities=list(own.astype(np.float32)))
+        for name, own in zip(names, by_probes, strict=True)
+    ]
+    table = pd.concat(tables).sort_values(["image_id", "name"])
+    write_table(SCORES / "probes.parquet", "probe_scores", table)
+    for network in ("classnet", "objectnet", "partnet", "probes"):
         finish(f"scores_{network}")
 
 

@@ -14,13 +14,24 @@ from small_project import ROOT, small_params
 
 from opam.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
 from opam.fusion import BRANCHES, FUSED, fuse_named
+from opam.scores import PROBE
 
 PROPOSALS = 12
 
 
-PARTS = {"cluster 0": 0.1, "cluster 1": 0.1}
-FUSED_WEIGHTS = {"original": 0.3, "object": 0.5, **PARTS}
-WEIGHTS = {"original": {"original": 1.0}, "object": {"object": 1.0}, "part": PARTS}
+PARTS = {"cluster 0": 0.1, "cluster 1": 0.1, "cluster 0 probe": 0.1, "cluster 1 probe": 0.1}
+FUSED_WEIGHTS = {
+    "original": 0.2,
+    "object": 0.3,
+    "original probe": 0.1,
+    "object probe": 0.2,
+    **PARTS,
+}
+WEIGHTS = {
+    "original": {"original": 0.6, "original probe": 0.4},
+    "object": {"object": 0.6, "object probe": 0.4},
+    "part": PARTS,
+}
 FUSION: dict[str, Any] = {
     "rule": "product",
     "weights": {**WEIGHTS, FUSED: FUSED_WEIGHTS},
@@ -94,6 +105,13 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
     tables = [scores.assign(cluster=k, probabilities=list(own[f"cluster {k}"])) for k in (0, 1)]
     table = pd.concat(tables).sort_values(["image_id", "cluster"])
     write_table(data / "scores/clusters.parquet", "cluster_scores", table)
+    probes = [name for name in own if name.endswith(PROBE)]
+    tables = [
+        scores.assign(name=name.removesuffix(PROBE), probabilities=list(own[name]))
+        for name in probes
+    ]
+    table = pd.concat(tables).sort_values(["image_id", "name"])
+    write_table(data / "scores/probes.parquet", "probe_scores", table)
     *by_branch, fused = (fuse_named(own, each, "product") for each in FUSION["weights"].values())
     answers = dict(zip(BRANCHES, (each.argmax(1) for each in by_branch), strict=True))
     predictions = scores.assign(

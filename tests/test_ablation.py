@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from made_up_run import make_up_run
+from made_up_run import PARTS, make_up_run
 from small_project import ROOT
 
 from opam.report.check_params import check
@@ -58,6 +58,8 @@ def test_equal_weights_multiply_the_branches(tmp_path: Path) -> None:
     found = figures(data)
     assert list(found) == ["fused", "fused on val", "equal weights"]
     images, own = read_scores(data / "scores")
-    parts = (own["cluster 0"] + own["cluster 1"]) / 2
-    right = (own["original"] * own["object"] * parts).argmax(1) == images["label"]
+    original = own["original"] + own["original probe"]
+    found_object = own["object"] + own["object probe"]
+    parts = sum(own[name] for name in PARTS)
+    right = (original * found_object * parts).argmax(1) == images["label"]
     assert found["equal weights"] == np.mean(right)

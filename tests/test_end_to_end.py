@@ -23,7 +23,7 @@ from small_project import (
 )
 
 from opam.artifacts import SCHEMAS, read_json, read_table
-from opam.scores import read_scores
+from opam.scores import PROBE, read_scores
 
 TABLES = {
     "manifest": "manifest",
@@ -39,6 +39,7 @@ TABLES = {
     "scores/original": "scores",
     "scores/object": "scores",
     "scores/clusters": "cluster_scores",
+    "scores/probes": "probe_scores",
     "predictions": "predictions",
 }
 
@@ -74,7 +75,7 @@ def test_tables_have_their_columns_and_order(repro: Path, file: str, schema: str
     table = read_table(repro / f"data/{file}.parquet", schema)
     assert list(table.columns) == SCHEMAS[schema].names
     assert len(table)
-    keys = [key for key in ("image_id", "rank", "part", "cluster") if key in table.columns]
+    keys = [key for key in ("image_id", "rank", "part", "cluster", "name") if key in table.columns]
     assert table[keys].equals(table.sort_values(keys)[keys].reset_index(drop=True))
 
 
@@ -109,7 +110,8 @@ def test_filter_and_scores_hold_what_they_promise(repro: Path) -> None:
     assert len(kept) == (scores["confidence"] >= 0.05).sum()
     images, scores = read_scores(repro / "data/scores")
     assert set(images["split"]) == {"val", "test"}
-    assert list(scores) == ["original", "object", "cluster 0", "cluster 1"]
+    names = ["original", "object", "cluster 0", "cluster 1"]
+    assert list(scores) == [*names, *(name + PROBE for name in names)]
     for probabilities in scores.values():
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)

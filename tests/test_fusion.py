@@ -28,7 +28,7 @@ from opam.fusion import (
     search_weights,
     weight_grid,
 )
-from opam.scores import read_scores
+from opam.scores import PROBE, read_scores
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,16 +217,21 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     write_table(folder / "object.parquet", "scores", tables[1])
     clusters = pd.concat(table.assign(cluster=k) for k, table in enumerate(tables[2:]))
     write_table(folder / "clusters.parquet", "cluster_scores", clusters)
-    params = {"seed": 0, "fusion": {"rule": rule}}
+    names = ["original", "object", "cluster 0", "cluster 1"]
+    probes = pd.concat(
+        table.assign(name=name) for name, table in zip(names, reversed(tables), strict=True)
+    )
+    write_table(folder / "probes.parquet", "probe_scores", probes)
+    params = {"seed": 0, "fusion": {"rule": rule, "scores": "networks"}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
     fusion = read_json(tmp_path / "data/fusion.json")
     assert fusion["rule"] == rule
-    names = ["+".join(each) for count in (1, 2, 3) for each in combinations(BRANCHES, count)]
-    assert [*fusion["weights"]] == [*fusion["accuracy"]] == names
+    every = ["+".join(each) for count in (1, 2, 3) for each in combinations(BRANCHES, count)]
+    assert [*fusion["weights"]] == [*fusion["accuracy"]] == every
     part, fused = fusion["weights"]["part"], fusion["weights"][FUSED]
-    assert [*fused] == ["original", "object", "cluster 0", "cluster 1"]
+    assert [*fused] == names
     assert [[*fold["weights"]] for fold in fusion["folds"]] == [[*fused]] * 5
     if rule == "mean":
         assert part == {"cluster 0": 0.5, "cluster 1": 0.5}
@@ -239,6 +244,20 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     found = fuse_named(own, fused, rule)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     assert (found.argmax(1) == labels).mean() > (own["original"].argmax(1) == labels).mean()
+
+    for scores, known in (
+        ("probes", [name + PROBE for name in names]),
+        ("all", [each for name in names for each in (name, name + PROBE)]),
+    ):
+        params["fusion"] = {"rule": rule, "scores": scores}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+        weights = read_json(tmp_path / "data/fusion.json")["weights"]
+        assert sorted(weights[FUSED]) == sorted(known)
+        # The probe of the whole photograph is the one that knows.
+        assert weights["original"][names[0] + PROBE] == max(weights["original"].values())
+        if rule == "product":
+            assert weights[FUSED][names[0] + PROBE] == max(weights[FUSED].values())
 
 
 def test_a_branch_counts_as_its_clusters_do_together() -> None:

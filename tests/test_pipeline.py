@@ -34,6 +34,7 @@ FROM_CLASSNET = [
     "align_parts",
     "train_objectnet",
     "train_partnet",
+    "fit_probes",
     "score_images",
     "fuse",
     "evaluate",
@@ -44,9 +45,8 @@ FROM_CLASSNET = [
 ]
 FROM_OBJECTS = FROM_CLASSNET[2:]
 FROM_SCORES = FROM_CLASSNET[-7:]
-FROM_PARTS = ["select_parts", "align_parts", "train_partnet", *FROM_SCORES]
+FROM_PARTS = ["select_parts", "align_parts", "train_partnet", "fit_probes", *FROM_SCORES]
 FROM_ALIGNMENT = FROM_PARTS[1:]
-FROM_PARTNET = FROM_PARTS[2:]
 FROM_FILTERNET = ["train_filternet", "score_patches", "filter_patches", *FROM_CLASSNET]
 TRAINING = [
     "epochs",
@@ -114,8 +114,11 @@ EXPECTED: dict[str, list[str]] = {
     "alignment.convolution": FROM_ALIGNMENT,
     "alignment.similarity": FROM_ALIGNMENT,
     **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
-    **{f"partnet.{name}": FROM_PARTNET for name in TRAINING},
+    **{f"partnet.{name}": ["train_partnet", *FROM_SCORES] for name in TRAINING},
+    "probes.input_size": ["fit_probes", *FROM_SCORES],
+    "probes.views": ["fit_probes", *FROM_SCORES],
     "mirrored": [*FROM_SCORES, *BASELINES],
+    "fusion.scores": FROM_SCORES[1:],
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
     "fusion.rule": FROM_SCORES[1:],

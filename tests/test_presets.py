@@ -64,7 +64,7 @@ def test_the_papers_preset_holds_the_papers_settings() -> None:
     assert params["filter"]["threshold"] == 0.95
     assert params["objects"]["map"] == "cam"
     assert (params["parts"]["n_parts"], params["alignment"]["clusters"]) == (2, 2)
-    assert params["fusion"]["rule"] == "mean"
+    assert (params["fusion"]["rule"], params["fusion"]["scores"]) == ("mean", "networks")
 
 
 def test_everything_wrong_in_a_file_is_told_at_once(tmp_path: Path) -> None:

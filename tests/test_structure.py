@@ -24,6 +24,7 @@ STEPS = {
             "objects",
             "parts",
             "alignment",
+            "probes",
             "fusion",
             "metrics",
             "baselines",

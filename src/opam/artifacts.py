@@ -100,6 +100,13 @@ SCHEMAS: dict[str, pa.Schema] = {
             "cluster": pa.int32(),
             "probabilities": pa.list_(pa.float32()),
         },
+        "probe_scores": {
+            **_ID,
+            "split": pa.string(),
+            "label": pa.int32(),
+            "name": pa.string(),
+            "probabilities": pa.list_(pa.float32()),
+        },
         "crop_scores": {**_ID, "probabilities": pa.list_(pa.float32())},
         "predictions": {
             **_ID,

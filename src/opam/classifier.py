@@ -26,14 +26,17 @@ from opam.errors import OpamError
 from opam.fusion import BRANCHES, FUSED, Rule, branch_answers
 from opam.images import read_image, to_rgb
 from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.cam_network import CamNetwork, read_network
+from opam.models.cam_network import read_network
+from opam.models.probe_network import read_probes
 from opam.objects import ObjectParams, chosen_map, find_object
 from opam.parts import PartParams, choose_parts
 from opam.proposals import ProposalParams, propose
 from opam.saliency import SaliencyParams, merged_cam, ten_crops, to_image
+from opam.scores import PROBE
 from opam.scoring import by_cluster, probabilities
 
-NETWORKS = {"original": "classnet", "object": "objectnet", "part": "partnet"}
+NETWORKS = {"original": "classnet", "object": "objectnet", "part": "partnet", "probes": "probes"}
+"""File of each network, by the branch that it answers for; the probes answer for all."""
 STEPS: dict[str, Any] = {
     "proposals": ProposalParams,
     "saliency": SaliencyParams,
@@ -44,7 +47,7 @@ STEPS: dict[str, Any] = {
 }
 """Sections of params.yaml that a bundle carries."""
 
-FORMAT = 4
+FORMAT = 5
 BUNDLE = "bundle.json"
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -103,10 +106,11 @@ class Classifier:
         }
         self.execution = execution
         self.device = prepare_device(execution)
-        self.networks: dict[str, CamNetwork] = {}
+        self.networks: dict[str, Any] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         for branch, name in NETWORKS.items():
-            network, self.settings[branch] = read_network(path / f"{name}.safetensors")
+            read = read_probes if branch == "probes" else read_network
+            network, self.settings[branch] = read(path / f"{name}.safetensors")
             if network.classes != len(self.classes):
                 raise OpamError(
                     f"{path}: {name} tells {network.classes} classes apart, {BUNDLE} names "
@@ -182,6 +186,10 @@ class Classifier:
             "object": self._scores("object", photographs, [box[None] for box in boxes], first)[0],
             **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
         }
+        every = [np.vstack([w, box, own]) for w, box, own in zip(whole, boxes, parts, strict=True)]
+        heads = [np.array([0, 1, *(2 + each)]) for each in clusters]
+        by_probes = self._scores("probes", photographs, every, heads)
+        own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}
         told = branch_answers(own, self.weights, self.rule)
         scores = {name: each.astype(np.float32) for name, each in told.items()}
         labels = scores["fused"].argmax(1)

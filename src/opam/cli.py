@@ -113,7 +113,7 @@ def export_onnx(
     bundle: Bundle = BUNDLE,
     out: Annotated[Path, typer.Option(help="folder of the files")] = Path("data/onnx"),
 ) -> None:
-    """Write the three networks as ONNX: uint8 images in, logits out."""
+    """Write the networks as ONNX: uint8 images in, logits out."""
     from opam.onnx_export import export_onnx as export
 
     for path in export(bundle, out):

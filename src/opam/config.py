@@ -32,6 +32,7 @@ SECTIONS = (
     "alignment",
     "objectnet",
     "partnet",
+    "probes",
     "mirrored",
     "fusion",
     "evaluation",

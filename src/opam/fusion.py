@@ -8,7 +8,7 @@ Science 1986). The powers are weights and temperatures in one: a network trained
 smoothing is less sure than it is right, and gets a greater one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -20,6 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from opam.config import Params
 from opam.errors import OpamError
+from opam.scores import PROBE
 
 Rule = Literal["product", "mean"]
 PENALTY = 4.0
@@ -40,6 +41,11 @@ class FusionParams(Params):
         "of parts, the powers under which the labels are most probable; mean: weighted, as in the "
         "paper, of original, object and the mean of all parts, the weights that are right most "
         "often",
+    )
+    scores: Literal["all", "networks", "probes"] = Field(
+        "all",
+        description="what is fused: networks, as in the paper: what those fine-tuned say; probes: "
+        "what linear discriminants of the pretrained backbone's features say; all: both",
     )
     folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
     step: float = Field(0.1, gt=0, le=1, description="rule mean: spacing of the grid of weights")
@@ -96,6 +102,18 @@ def branch_answers(
     """
     combinations = dict(zip((*BRANCHES, "fused"), (*BRANCHES, FUSED), strict=True))
     return {name: fuse_named(scores, weights[each], rule) for name, each in combinations.items()}
+
+
+def branch_of(name: str) -> str:
+    """Which of `BRANCHES` a score belongs to, by its name; clusters are parts."""
+    name = name.removesuffix(PROBE)
+    return name if name in BRANCHES else "part"
+
+
+def by_branch(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names of scores of each of `BRANCHES`."""
+    names = list(names)
+    return {branch: [name for name in names if branch_of(name) == branch] for branch in BRANCHES}
 
 
 def logarithms(scores: np.ndarray) -> np.ndarray:
@@ -212,13 +230,13 @@ def search_weights(
 
 
 def branch_shares(weights: Mapping[str, float]) -> dict[str, float]:
-    """How much each branch counts, 0..1: its weight, or that of its clusters, of all weights.
+    """How much each branch counts, 0..1: the weights of its scores, of all weights.
 
     Args:
-        weights: of original, object and each cluster of parts, by name.
+        weights: by name.
     """
     total = sum(weights.values()) or 1.0
     shares = dict.fromkeys(BRANCHES, 0.0)
     for name, weight in weights.items():
-        shares[name if name in BRANCHES else "part"] += weight / total
+        shares[branch_of(name)] += weight / total
     return shares

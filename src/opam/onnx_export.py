@@ -12,17 +12,19 @@ import torch
 from opam.artifacts import atomic
 from opam.classifier import NETWORKS
 from opam.errors import OpamError, cause
-from opam.models.cam_network import CamNetwork, read_network
+from opam.models.cam_network import read_network
+from opam.models.probe_network import read_probes
 
 PACKAGES = ("onnx", "onnxscript")
 
 
 def export_onnx(bundle: Path, out: Path) -> list[Path]:
-    """Write classnet.onnx, objectnet.onnx and partnet.onnx.
+    """Write classnet.onnx, objectnet.onnx, partnet.onnx and probes.onnx.
 
     Each takes ``images``, uint8 B x 3 x S x S with any B and the network's own S, in RGB, not
     normalised, and gives ``logits``, float32 B x heads x C. PartNet has a head a cluster of
-    parts, the others one.
+    parts; the probes one for whole photographs, one for objects and those of PartNet; the others
+    one.
 
     Args:
         bundle: folder that `export_bundle` wrote.
@@ -39,7 +41,8 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
             raise OpamError(f"{package} is not installed; `pip install 'opam[onnx]'`")
     written = []
     for name in NETWORKS.values():
-        network, settings = read_network(bundle / f"{name}.safetensors")
+        read = read_probes if name == "probes" else read_network
+        network, settings = read(bundle / f"{name}.safetensors")
         path = out / f"{name}.onnx"
         with atomic(path) as temporary:
             temporary.write_bytes(as_onnx(network, settings["input_size"], name))
@@ -47,7 +50,7 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
     return written
 
 
-def as_onnx(network: CamNetwork, size: int, name: str) -> bytes:
+def as_onnx(network: torch.nn.Module, size: int, name: str) -> bytes:
     """One network, weights and normalisation included, as an ONNX file's content.
 
     Args:

@@ -22,6 +22,7 @@ from opam.models.systems import read_method
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.preparation import PrepareParams
+from opam.probes import ProbeParams
 from opam.proposals import ProposalParams
 from opam.saliency import SaliencyParams
 from opam.scoring import Scoring
@@ -45,6 +46,7 @@ TYPES: dict[str, Any] = {
     "alignment": AlignmentParams,
     "objectnet": TrainingParams,
     "partnet": TrainingParams,
+    "probes": ProbeParams,
     "mirrored": bool,
     "fusion": FusionParams,
     "evaluation": EvaluationParams,

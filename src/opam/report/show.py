@@ -26,6 +26,7 @@ from opam.objects import ObjectParams, chosen_map
 from opam.parts import Measure, PartParams, mean_saliency, qualifying
 from opam.report.panels import COLOURS, Panel, Sketch, bars, remark, sheet
 from opam.saliency import to_image
+from opam.scores import PROBE
 
 SHOWN = (*BRANCHES, "fused")
 BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
@@ -256,6 +257,9 @@ def probabilities(photograph: Photograph) -> Panel:
     parts = photograph.rows("scores/clusters.parquet", "cluster_scores")
     for cluster, probabilities in zip(parts["cluster"], parts["probabilities"], strict=True):
         own[f"cluster {cluster}"] = probabilities[None]
+    probes = photograph.rows("scores/probes.parquet", "probe_scores")
+    for name, probabilities in zip(probes["name"], probes["probabilities"], strict=True):
+        own[name + PROBE] = probabilities[None]
     fusion = read_json(photograph.data / "fusion.json")
     scores = np.concatenate([*branch_answers(own, fusion["weights"], fusion["rule"]).values()])
     best = np.argsort(-scores[-1], kind="stable")[:TOP]

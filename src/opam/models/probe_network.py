@@ -1,0 +1,67 @@
+"""The pretrained backbone, untouched, under maximum pooling and linear layers.
+
+The greatest response over the places of a photograph says whether a feature is there, however
+small what shows it; the mean, which an exact class activation map needs, also says how much of the
+photograph shows it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from opam.models.backbones import Backbone
+from opam.models.weights import read_weights, write_weights
+
+
+class ProbeNetwork(nn.Module):
+    """Backbone, maximum over places, linear layers.
+
+    Args:
+        backbone: with pretrained weights; its own last maps are what is pooled.
+        channels: of these maps.
+        classes: number of classes C.
+        heads: number of linear layers: one for whole photographs, one for objects, one for each
+            cluster of parts.
+    """
+
+    def __init__(self, backbone: Backbone, channels: int, classes: int, heads: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = classes
+        self.heads = heads
+        self.head = nn.Linear(channels, heads * classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 B x 3 x H x W images to logits, float B x heads x C."""
+        return self.head(pooled(self.backbone, images)).view(-1, self.heads, self.classes)
+
+
+def pooled(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
+    """uint8 B x 3 x H x W images to the features of a probe, float B x channels."""
+    return backbone.feature_maps(images, None).amax((2, 3))
+
+
+def write_probes(path: Path, network: ProbeNetwork, settings: dict[str, Any]) -> None:
+    """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
+    header = {**settings, "classes": network.classes, "heads": network.heads}
+    write_weights(path, network, header)
+
+
+def read_probes(path: Path) -> tuple[ProbeNetwork, dict[str, Any]]:
+    """Load the probes and their settings, in evaluation mode, channels last.
+
+    Raises:
+        OpamError: missing, damaged, or not written by `write_probes`.
+    """
+
+    def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> ProbeNetwork:
+        rows, channels = state["head.weight"].shape
+        classes, heads = settings["classes"], settings["heads"]
+        if classes < 1 or heads < 1 or classes * heads != rows:
+            raise ValueError(f"{heads} x {classes} classes do not fit its weights")
+        return ProbeNetwork(Backbone(settings["backbone"]), channels, classes, heads)
+
+    network, settings = read_weights(path, build, "probe network")
+    return network.to(memory_format=torch.channels_last), settings

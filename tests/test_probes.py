@@ -1,0 +1,124 @@
+"""Linear probes: discriminant analysis against scikit-learn's, and what they are shown."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from opam.errors import OpamError
+from opam.models.backbones import Backbone
+from opam.models.probe_network import ProbeNetwork, pooled, read_probes, write_probes
+from opam.probes import AREAS, ASPECT, SCALES, Probe, fit_probe, random_views
+
+
+def drawn(
+    per_class: int, classes: int, views: int = 4, width: int = 12, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Views of boxes: a class mean, what is a box's own, and what is a view's own."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    means = np.random.default_rng(99).normal(size=(classes, width))
+    scale = np.linspace(0.3, 3.0, width)
+    boxes = means[labels] + rng.normal(size=(len(labels), width)) * scale
+    features = boxes[:, None] + 0.3 * rng.normal(size=(len(labels), views, width))
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_it_is_linear_discriminant_analysis(classes: int) -> None:
+    features, labels = drawn(20, classes)
+    probe = fit_probe(features, labels, classes, seed=0)
+    flat = features.reshape(-1, features.shape[2]).astype(np.float64)
+    centre, spread = flat.mean(0), flat.std(0)
+    literal = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage=probe.shrinkage, priors=np.full(classes, 1 / classes)
+    ).fit((flat - centre) / spread, np.repeat(labels, features.shape[1]))
+    expected = literal.decision_function((flat - centre) / spread)
+    if classes == 2:
+        expected = np.stack([np.zeros(len(flat)), expected], 1)
+    found = flat @ probe.weights.T + probe.bias
+    found, expected = (each - each[:, :1] for each in (found, expected))
+    ratio = (found * expected).sum() / (expected**2).sum()
+    assert SCALES.min() <= ratio * (1 + 1e-3)
+    assert ratio <= SCALES.max() * (1 + 1e-3)
+    np.testing.assert_allclose(found, ratio * expected, atol=1e-3 * np.abs(found).max())
+
+
+def test_its_accuracy_is_that_on_photographs_it_has_not_seen() -> None:
+    features, labels = drawn(12, 4)
+    probe = fit_probe(features, labels, 4, seed=0)
+    fresh, theirs = drawn(500, 4, seed=1)
+    logits = fresh[:, 0] @ probe.weights.T + probe.bias
+    accuracy = (logits.argmax(1) == theirs).mean()
+    assert accuracy > 0.5
+    assert abs(probe.accuracy - accuracy) < 0.12
+    # Nor are its probabilities surer than right: another scale would not be much better.
+    losses = {
+        scale: -log_softmax(scale * logits, axis=1)[np.arange(len(theirs)), theirs].mean()
+        for scale in (0.25, 0.5, 1.0, 2.0, 4.0)
+    }
+    assert min(losses, key=losses.__getitem__) in (0.5, 1.0, 2.0)
+    shuffled = np.random.default_rng(3).permutation(labels)
+    assert fit_probe(features, shuffled, 4, seed=0).accuracy < 0.5
+
+
+def same(one: Probe, other: Probe) -> bool:
+    return np.array_equal(one.weights, other.weights) and np.array_equal(one.bias, other.bias)
+
+
+def test_the_same_seed_gives_the_same_probe() -> None:
+    features, labels = drawn(8, 3)
+    assert same(fit_probe(features, labels, 3, seed=4), fit_probe(features, labels, 3, seed=4))
+
+
+def test_constant_features_and_absent_classes_are_no_errors() -> None:
+    features, labels = drawn(6, 3)
+    features[:, :, 2] = 5.0
+    probe = fit_probe(features, labels, 4, seed=0)  # of the fourth class there is nothing
+    assert probe.weights.shape == (4, features.shape[2])
+    assert np.isfinite(probe.weights).all()
+    assert np.isfinite(probe.bias).all()
+    single = fit_probe(features[:1], labels[:1], 4, seed=0)
+    assert np.isfinite(single.weights).all()
+
+
+def test_views_are_like_their_box() -> None:
+    box = np.array([10, 20, 110, 70])
+    views = random_views(box, 500, np.random.default_rng(0))
+    assert views.shape == (502, 4)
+    assert views[:2].tolist() == [box.tolist()] * 2
+    width, height = views[2:, 2] - views[2:, 0], views[2:, 3] - views[2:, 1]
+    area = width * height / (100 * 50)
+    assert (area >= AREAS[0] - 1e-9).all()
+    assert (area <= AREAS[1] + 1e-9).all()
+    assert area.min() < 0.4
+    assert area.max() > 1.35
+    assert np.abs(np.log(width / height / 2)).max() <= 2 * ASPECT + 1e-9
+    # Along a side that shrinks a view stays inside; along one that grows it holds the box.
+    narrower = width <= 100
+    assert (views[2:][narrower, 0] >= 10 - 1e-9).all()
+    assert (views[2:][narrower, 2] <= 110 + 1e-9).all()
+    assert (views[2:][~narrower, 0] <= 10 + 1e-9).all()
+    assert (views[2:][~narrower, 2] >= 110 - 1e-9).all()
+    again = random_views(box, 500, np.random.default_rng(0))
+    assert np.array_equal(views, again)
+
+
+def test_a_network_of_probes_is_read_as_it_was_written(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = ProbeNetwork(Backbone("mobilenetv3_small_050"), 288, classes=3, heads=4).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        maps = network.backbone.feature_maps(images, None)
+        assert torch.equal(pooled(network.backbone, images), maps.flatten(2).max(2).values)
+        expected = network(images)
+        assert expected.shape == (2, 4, 3)
+        path = tmp_path / "probes.safetensors"
+        write_probes(path, network, {"backbone": "mobilenetv3_small_050", "input_size": 64})
+        again, settings = read_probes(path)
+        torch.testing.assert_close(again(images), expected)
+    assert settings["input_size"] == 64
+    write_probes(path, network, {"backbone": "resnet18"})
+    with pytest.raises(OpamError, match=r"probes\.safetensors"):
+        read_probes(path)
