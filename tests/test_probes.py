@@ -8,6 +8,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from opam.errors import OpamError
 from opam.models.backbones import Backbone
+from opam.models.cam_network import CamNetwork, read_network, write_network
 from opam.models.probe_network import ProbeNetwork, pooled, read_probes, write_probes
 from opam.probes import AREAS, ASPECT, SCALES, Probe, fit_probe, random_views
 
@@ -119,6 +120,11 @@ def test_a_network_of_probes_is_read_as_it_was_written(tmp_path) -> None:
         again, settings = read_probes(path)
         torch.testing.assert_close(again(images), expected)
     assert settings["input_size"] == 64
+    with pytest.raises(OpamError, match=r"probes\.safetensors.*pools by max"):
+        read_network(path)
+    write_network(path, CamNetwork(network.backbone, 3, 4), {"backbone": "mobilenetv3_small_050"})
+    with pytest.raises(OpamError, match=r"probes\.safetensors.*pooling"):
+        read_probes(path)
     write_probes(path, network, {"backbone": "resnet18"})
     with pytest.raises(OpamError, match=r"probes\.safetensors"):
         read_probes(path)

@@ -72,6 +72,8 @@ def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
 
     def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> CamNetwork:
         classes, heads = settings["classes"], settings["heads"]
+        if "pooling" in settings:  # the probes', whose layers may have the same sizes
+            raise ValueError(f"it pools by {settings['pooling']}, which gives no CAM")
         # Its size comes from the tensors, which are there, before any memory is asked for.
         if classes < 1 or heads < 1 or classes * heads != len(state["head.bias"]):
             raise ValueError(f"{heads} x {classes} classes do not fit its weights")

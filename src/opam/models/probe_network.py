@@ -45,7 +45,7 @@ def pooled(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
 
 def write_probes(path: Path, network: ProbeNetwork, settings: dict[str, Any]) -> None:
     """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
-    header = {**settings, "classes": network.classes, "heads": network.heads}
+    header = {**settings, "classes": network.classes, "heads": network.heads, "pooling": "max"}
     write_weights(path, network, header)
 
 
@@ -59,6 +59,8 @@ def read_probes(path: Path) -> tuple[ProbeNetwork, dict[str, Any]]:
     def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> ProbeNetwork:
         rows, channels = state["head.weight"].shape
         classes, heads = settings["classes"], settings["heads"]
+        if settings["pooling"] != "max":
+            raise ValueError(f"it pools by {settings['pooling']}")
         if classes < 1 or heads < 1 or classes * heads != rows:
             raise ValueError(f"{heads} x {classes} classes do not fit its weights")
         return ProbeNetwork(Backbone(settings["backbone"]), channels, classes, heads)
