@@ -66,7 +66,7 @@ def row(
 def opam_cost(manifest: pd.DataFrame, execution: ExecutionParams) -> dict[str, float]:
     """What the bundle costs a photograph, and the seconds that its networks were trained."""
     classifier = Classifier(BUNDLE, execution)
-    networks = [*classifier.networks.values(), *filter(None, [classifier.backbone])]
+    networks = classifier.networks.values()
     paths = manifest.loc[manifest["split"] == "test", "path"].tolist()[:TIMED]
     work = gflops(lambda: classifier(paths[0]))
     started = time.monotonic()

@@ -6,13 +6,11 @@ Run by itself: ``python stages/export_bundle.py``.
 from importlib.metadata import version
 from pathlib import Path
 
-import safetensors.torch
-
 from opam.artifacts import atomic, read_json, write_json
 from opam.classifier import BUNDLE, FORMAT, NETWORKS
 from opam.colocalization import ColocalizationParams
 from opam.config import Params, read_params
-from opam.models.backbones import BackboneParams, create_backbone
+from opam.models.backbones import BackboneParams
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.proposals import ProposalParams
@@ -28,12 +26,11 @@ PACKAGES = ("opam", "torch", "timm", "numpy", "pillow", "opencv-contrib-python-h
 def main() -> None:
     """Write data/bundle/."""
     backbone = read_params("backbone", BackboneParams)
-    objects = read_params("objects", ObjectParams)
     steps: dict[str, Params] = {
         "proposals": read_params("proposals", ProposalParams),
         "saliency": read_params("saliency", SaliencyParams),
         "colocalization": read_params("colocalization", ColocalizationParams),
-        "objects": objects,
+        "objects": read_params("objects", ObjectParams),
         "parts": read_params("parts", PartParams),
     }
     fusion = read_json(DATA / "fusion.json")
@@ -52,10 +49,6 @@ def main() -> None:
     for name in NETWORKS.values():
         with atomic(OUT / f"{name}.safetensors") as temporary:
             temporary.write_bytes((DATA / "models" / f"{name}.safetensors").read_bytes())
-    if objects.map == "colocalization":
-        state = create_backbone(backbone).body.state_dict()
-        with atomic(OUT / "backbone.safetensors") as temporary:
-            temporary.write_bytes(safetensors.torch.save(state))
     write_json(OUT / BUNDLE, content)
     card = model_card(content, backbone.name, read_json(DATA / "metrics.json"))
     with atomic(OUT / "README.md") as temporary:

@@ -25,7 +25,6 @@ from opam.device import ExecutionParams, autocast, prepare_device
 from opam.errors import OpamError
 from opam.fusion import BRANCHES, FUSED, Rule, branch_answers
 from opam.images import read_image, to_rgb
-from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import read_network
 from opam.models.probe_network import read_probes
 from opam.objects import ObjectParams, chosen_map, find_object
@@ -117,13 +116,6 @@ class Classifier:
                     f"{len(self.classes)}; export the bundle anew"
                 )
             self.networks[branch] = network.to(self.device)
-        self.backbone = None
-        if self.steps["objects"].map == "colocalization":
-            weights = str(path / "backbone.safetensors")
-            name = self.settings["original"]["backbone"]
-            backbone = create_backbone(BackboneParams(name=name, weights=weights)).eval()
-            self.backbone = backbone.to(self.device)
-            self.backbone.to(memory_format=torch.channels_last)
 
     @classmethod
     def load(cls, path: str | Path = "data/bundle", device: str = "auto") -> "Classifier":
@@ -186,10 +178,13 @@ class Classifier:
             "object": self._scores("object", photographs, [box[None] for box in boxes], first)[0],
             **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
         }
-        every = [np.vstack([w, box, own]) for w, box, own in zip(whole, boxes, parts, strict=True)]
-        heads = [np.array([0, 1, *(2 + each)]) for each in clusters]
-        by_probes = self._scores("probes", photographs, every, heads)
-        own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}
+        if any(name.endswith(PROBE) for name in self.weights[FUSED]):
+            every = [
+                np.vstack([w, box, each]) for w, box, each in zip(whole, boxes, parts, strict=True)
+            ]
+            heads = [np.array([0, 1, *(2 + each)]) for each in clusters]
+            by_probes = self._scores("probes", photographs, every, heads)
+            own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}
         told = branch_answers(own, self.weights, self.rule)
         scores = {name: each.astype(np.float32) for name, each in told.items()}
         labels = scores["fused"].argmax(1)
@@ -226,15 +221,15 @@ class Classifier:
 
     @torch.inference_mode()
     def _common_maps(self, images: list[np.ndarray]) -> list[np.ndarray | None]:
-        if self.backbone is None:
+        if self.steps["objects"].map != "colocalization":
             return [None] * len(images)
-        params = self.steps["colocalization"]
+        backbone, params = self.networks["probes"].backbone, self.steps["colocalization"]
         found: list[np.ndarray | None] = []
         for image in images:
             boxes = np.repeat(WHOLE, 2, axis=0) * np.tile(image.shape[1::-1], 2)
             crops = cut(image, boxes, params.input_size, [False, True]).to(self.device)
             with autocast(self.device):
-                views = self.backbone.feature_maps(crops, params.layer).float().cpu().numpy()
+                views = backbone.feature_maps(crops, params.layer).float().cpu().numpy()
             found.append(object_map(views, self.mean, self.component))
         return found
 
