@@ -14,6 +14,7 @@ from small_project import ROOT
 
 from opam.artifacts import read_json, write_table
 from opam.errors import OpamError
+from opam.folds import fold_of
 from opam.fusion import (
     BRANCHES,
     FUSED,
@@ -21,7 +22,6 @@ from opam.fusion import (
     FusionParams,
     Rule,
     branch_shares,
-    fold_of,
     fuse,
     fuse_named,
     most_probable,

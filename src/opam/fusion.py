@@ -20,6 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from opam.config import Params
 from opam.errors import OpamError
+from opam.folds import fold_of
 from opam.scores import PROBE
 
 Rule = Literal["product", "mean"]
@@ -128,15 +129,6 @@ def weight_grid(branches: int, step: float) -> np.ndarray:
     bars = np.array(list(combinations(range(parts + branches - 1), branches - 1)), dtype=np.int64)
     ends = np.pad(bars, ((0, 0), (1, 1)), constant_values=((-1, -1), (-1, parts + branches - 1)))
     return (np.diff(ends) - 1) / parts
-
-
-def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A stratified fold 0..folds-1 for each image: classes are dealt out in turn, shuffled."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    dealt = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(len(labels), dtype=np.int64)
-    fold[dealt] = np.arange(len(labels)) % folds
-    return fold
 
 
 def most_accurate(scores: np.ndarray, labels: np.ndarray, step: float) -> np.ndarray:

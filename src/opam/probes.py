@@ -15,6 +15,7 @@ from pydantic import Field
 from scipy.special import log_softmax
 
 from opam.config import Params
+from opam.folds import fold_of
 
 AREAS = (0.35, 1.4)
 """Area of a random view over that of its box."""
@@ -105,9 +106,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int)
     spread[spread == 0] = 1.0
     standard = ((features - centre) / spread).astype(np.float32)
 
-    fold = np.empty(count, dtype=np.int64)
-    dealt = np.random.default_rng(seed).permutation(count)
-    fold[dealt[np.argsort(labels[dealt], kind="stable")]] = np.arange(count) % FOLDS
+    fold = fold_of(labels, FOLDS, seed)
     logits = np.zeros((len(SHRINKAGES), count, classes))
     for number in range(min(FOLDS, count)):
         held = fold == number
