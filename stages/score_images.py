@@ -15,7 +15,7 @@ from opam.artifacts import BOX, read_table, write_table
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.models.cam_network import read_network
-from opam.models.probe_network import read_probes
+from opam.models.probe_network import crops_and_heads, read_probes
 from opam.resume import fingerprint, finish, in_shards
 from opam.scoring import batch_rows, by_cluster, score_crops
 from opam.stage import run
@@ -107,8 +107,7 @@ def main() -> None:
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
 
     path = MODELS / "probes.safetensors"
-    every = [np.vstack(boxes) for boxes in zip(whole, object_boxes, part_boxes, strict=True)]
-    heads = [np.array([0, 1, *(2 + own)]) for own in clusters]
+    every, heads = crops_and_heads(whole, object_boxes, part_boxes, clusters)
     by_probes = score(path, read_probes, inputs, images, every, heads, mirrored, execution)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [

@@ -26,7 +26,7 @@ from opam.errors import OpamError
 from opam.fusion import BRANCHES, FUSED, Rule, branch_answers
 from opam.images import read_image, to_rgb
 from opam.models.cam_network import read_network
-from opam.models.probe_network import read_probes
+from opam.models.probe_network import crops_and_heads, read_probes
 from opam.objects import ObjectParams, chosen_map, find_object
 from opam.parts import PartParams, choose_parts
 from opam.proposals import ProposalParams, propose
@@ -179,10 +179,7 @@ class Classifier:
             **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
         }
         if any(name.endswith(PROBE) for name in self.weights[FUSED]):
-            every = [
-                np.vstack([w, box, each]) for w, box, each in zip(whole, boxes, parts, strict=True)
-            ]
-            heads = [np.array([0, 1, *(2 + each)]) for each in clusters]
+            every, heads = crops_and_heads(whole, [box[None] for box in boxes], parts, clusters)
             by_probes = self._scores("probes", photographs, every, heads)
             own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}
         told = branch_answers(own, self.weights, self.rule)

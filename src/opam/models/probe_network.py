@@ -5,9 +5,11 @@ small what shows it; the mean, which an exact class activation map needs, also s
 photograph shows it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,6 +43,27 @@ class ProbeNetwork(nn.Module):
 def pooled(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """uint8 B x 3 x H x W images to the features of a probe, float B x channels."""
     return backbone.feature_maps(images, None).amax((2, 3))
+
+
+def crops_and_heads(
+    whole: Sequence[np.ndarray],
+    objects: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
+    clusters: Sequence[np.ndarray],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Which boxes of each photograph the probes are shown, and which of them each box asks.
+
+    Args:
+        whole: the 1 x 4 box of each whole photograph.
+        objects: that of each object.
+        parts: n x 4 boxes a photograph.
+        clusters: int n a photograph, the cluster of each part.
+
+    Returns:
+        Of each photograph boxes, (2 + n) x 4, and heads, int 2 + n, as `ProbeNetwork` has them.
+    """
+    boxes = [np.vstack(each) for each in zip(whole, objects, parts, strict=True)]
+    return boxes, [np.array([0, 1, *(2 + own)]) for own in clusters]
 
 
 def write_probes(path: Path, network: ProbeNetwork, settings: dict[str, Any]) -> None:
