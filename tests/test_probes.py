@@ -112,7 +112,10 @@ def test_a_network_of_probes_is_read_as_it_was_written(tmp_path) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
         maps = network.backbone.feature_maps(images, None)
-        assert torch.equal(pooled(network.backbone, images), maps.flatten(2).max(2).values)
+        mean = maps.flatten(2).mean(2)
+        assert (mean < 0).any()
+        torch.testing.assert_close(pooled(network.backbone, images).square(), mean.abs())
+        assert torch.equal(pooled(network.backbone, images).sign(), mean.sign())
         expected = network(images)
         assert expected.shape == (2, 4, 3)
         path = tmp_path / "probes.safetensors"
@@ -120,7 +123,7 @@ def test_a_network_of_probes_is_read_as_it_was_written(tmp_path) -> None:
         again, settings = read_probes(path)
         torch.testing.assert_close(again(images), expected)
     assert settings["input_size"] == 64
-    with pytest.raises(OpamError, match=r"probes\.safetensors.*pools by max"):
+    with pytest.raises(OpamError, match=r"probes\.safetensors.*pools by root of mean"):
         read_network(path)
     write_network(path, CamNetwork(network.backbone, 3, 4), {"backbone": "mobilenetv3_small_050"})
     with pytest.raises(OpamError, match=r"probes\.safetensors.*pooling"):

@@ -1,8 +1,8 @@
-"""The pretrained backbone, untouched, under maximum pooling and linear layers.
+"""The pretrained backbone, untouched, under a root of its mean features and linear layers.
 
-The greatest response over the places of a photograph says whether a feature is there, however
-small what shows it; the mean, which an exact class activation map needs, also says how much of the
-photograph shows it.
+Mean responses are skewed: small for most photographs, large for few. Their square roots are nearer
+to the normal distribution that a linear discriminant assumes, and rare features count for more
+(Perronnin et al., "Improving the Fisher Kernel", ECCV 2010).
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from torch import nn
 from opam.models.backbones import Backbone
 from opam.models.weights import read_weights, write_weights
 
+POOLING = "root of mean"
+
 
 class ProbeNetwork(nn.Module):
-    """Backbone, maximum over places, linear layers.
+    """Backbone, mean over places, square root, linear layers.
 
     Args:
         backbone: with pretrained weights; its own last maps are what is pooled.
@@ -41,8 +43,12 @@ class ProbeNetwork(nn.Module):
 
 
 def pooled(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
-    """uint8 B x 3 x H x W images to the features of a probe, float B x channels."""
-    return backbone.feature_maps(images, None).amax((2, 3))
+    """uint8 B x 3 x H x W images to the features of a probe, float B x channels.
+
+    A negative mean, which some activation functions allow, keeps its sign.
+    """
+    mean = backbone.feature_maps(images, None).mean((2, 3))
+    return mean.sign() * mean.abs().sqrt()
 
 
 def crops_and_heads(
@@ -68,7 +74,7 @@ def crops_and_heads(
 
 def write_probes(path: Path, network: ProbeNetwork, settings: dict[str, Any]) -> None:
     """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
-    header = {**settings, "classes": network.classes, "heads": network.heads, "pooling": "max"}
+    header = {**settings, "classes": network.classes, "heads": network.heads, "pooling": POOLING}
     write_weights(path, network, header)
 
 
@@ -82,7 +88,7 @@ def read_probes(path: Path) -> tuple[ProbeNetwork, dict[str, Any]]:
     def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> ProbeNetwork:
         rows, channels = state["head.weight"].shape
         classes, heads = settings["classes"], settings["heads"]
-        if settings["pooling"] != "max":
+        if settings["pooling"] != POOLING:
             raise ValueError(f"it pools by {settings['pooling']}")
         if classes < 1 or heads < 1 or classes * heads != rows:
             raise ValueError(f"{heads} x {classes} classes do not fit its weights")
