@@ -27,34 +27,36 @@ OBJECTS = Path("data/objects.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
 NEURON_CLUSTERS = Path("data/neuron_clusters.json")
 PROBES = Path("data/models/probes.safetensors")
+PART_PROBES = Path("data/models/part_probes.safetensors")
 
 
 @torch.inference_mode()
 def features_of(
     backbone: Backbone,
     rows: pd.DataFrame,
-    params: ProbeParams,
+    input_size: int,
+    views: int,
     seed: int,
-    device: torch.device,
-    workers: int,
+    execution: ExecutionParams,
     name: str,
 ) -> np.ndarray:
     """Features of all views of each row's box, float32 N x (2 + views) x D."""
+    device = prepare_device(execution)
     boxes = [
-        random_views(box, params.views, np.random.default_rng([seed, row]))
+        random_views(box, views, np.random.default_rng([seed, row]))
         for row, box in enumerate(rows[BOX].to_numpy())
     ]
-    mirrored = [view % 2 == 1 for view in range(2 + params.views)]
-    crops = PhotographCrops(rows["path"].tolist(), boxes, params.input_size, mirrored)
+    mirrored = [view % 2 == 1 for view in range(2 + views)]
+    crops = PhotographCrops(rows["path"].tolist(), boxes, input_size, mirrored)
     found = []
-    for views in progress(load_ahead(crops, workers), len(crops), f"features of {name}"):
+    for shown in progress(load_ahead(crops, execution.workers), len(crops), f"features of {name}"):
         with autocast(device):
-            found.append(pooled(backbone, views.to(device)).float().cpu().numpy())
+            found.append(pooled(backbone, shown.to(device)).float().cpu().numpy())
     return np.stack(found)
 
 
 def main() -> None:
-    """Write data/models/probes.safetensors."""
+    """Write data/models/probes.safetensors and part_probes.safetensors."""
     seed = read_params("seed", int)
     params = read_params("probes", ProbeParams)
     backbone_params = read_params("backbone", BackboneParams)
@@ -65,40 +67,40 @@ def main() -> None:
 
     training = manifest.loc[manifest["split"] == "train", ["image_id", "path", "label"]]
     sizes = manifest[["image_id", "width", "height"]]
+    whole = training.merge(sizes).rename(columns={"width": "x1", "height": "y1"})
+    objects = training.merge(read_table(OBJECTS, "objects"))
     parts = training.merge(read_table(ALIGNED_PARTS, "aligned_parts"))
-    kinds = {
-        "photographs": training.merge(sizes).rename(columns={"width": "x1", "height": "y1"}),
-        "objects": training.merge(read_table(OBJECTS, "objects")),
-    }
-    kinds["photographs"] = kinds["photographs"].assign(x0=0, y0=0)
+    of_parts = {}
     for cluster in range(clusters):
         own = parts[parts["cluster"] == cluster]
         # A cluster that no part went to is asked of none; its probe is that of all parts.
-        kinds[f"parts of cluster {cluster}"] = own if len(own) else parts
+        of_parts[f"parts of cluster {cluster}"] = own if len(own) else parts
 
-    device = prepare_device(execution)
-    backbone = create_backbone(backbone_params).eval().to(device)
+    backbone = create_backbone(backbone_params).eval().to(prepare_device(execution))
     backbone.to(memory_format=torch.channels_last)
-    probes = []
-    for name, rows in kinds.items():
-        features = features_of(backbone, rows, params, seed, device, execution.workers, name)
-        probe = fit_probe(features, rows["label"].to_numpy(), classes, seed)
-        print(
-            f"probe of {name}: shrinkage {probe.shrinkage}, right in {probe.accuracy:.1%} of the "
-            "training photographs left out",
-            file=sys.stderr,
-            flush=True,
+    for path, size, kinds in (
+        (PROBES, params.input_size, {"photographs": whole.assign(x0=0, y0=0), "objects": objects}),
+        (PART_PROBES, params.part_size, of_parts),
+    ):
+        probes = []
+        for name, rows in kinds.items():
+            features = features_of(backbone, rows, size, params.views, seed, execution, name)
+            probe = fit_probe(features, rows["label"].to_numpy(), classes, seed)
+            print(
+                f"probe of {name}: shrinkage {probe.shrinkage}, right in {probe.accuracy:.1%} of "
+                "the training photographs left out",
+                file=sys.stderr,
+                flush=True,
+            )
+            probes.append(probe)
+        network = ProbeNetwork(backbone, probes[0].weights.shape[1], classes, len(probes))
+        weights = np.concatenate([probe.weights for probe in probes])
+        bias = np.concatenate([probe.bias for probe in probes])
+        network.head.load_state_dict(
+            {"weight": torch.from_numpy(weights).float(), "bias": torch.from_numpy(bias).float()}
         )
-        probes.append(probe)
-    network = ProbeNetwork(backbone.cpu(), probes[0].weights.shape[1], classes, len(probes))
-    weights = np.concatenate([probe.weights for probe in probes])
-    bias = np.concatenate([probe.bias for probe in probes])
-    network.head.load_state_dict(
-        {"weight": torch.from_numpy(weights).float(), "bias": torch.from_numpy(bias).float()}
-    )
-    size = params.input_size
-    settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
-    write_probes(PROBES, network, settings)
+        settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
+        write_probes(path, network, settings)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from opam.artifacts import BOX, read_table, write_table
 from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.models.cam_network import read_network
-from opam.models.probe_network import crops_and_heads, read_probes
+from opam.models.probe_network import read_probes
 from opam.resume import fingerprint, finish, in_shards
 from opam.scoring import batch_rows, by_cluster, score_crops
 from opam.stage import run
@@ -106,17 +106,20 @@ def main() -> None:
     table = pd.concat(tables).sort_values(["image_id", "cluster"])
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
 
+    both = [np.vstack(boxes) for boxes in zip(whole, object_boxes, strict=True)]
+    heads = [np.arange(2)] * len(ids)
     path = MODELS / "probes.safetensors"
-    every, heads = crops_and_heads(whole, object_boxes, part_boxes, clusters)
-    by_probes = score(path, read_probes, inputs, images, every, heads, mirrored, execution)
+    by_probes = score(path, read_probes, inputs, images, both, heads, mirrored, execution)
+    path = MODELS / "part_probes.safetensors"
+    by_parts = score(path, read_probes, inputs, images, part_boxes, clusters, mirrored, execution)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [
         named.assign(name=name, probabilities=list(own.astype(np.float32)))
-        for name, own in zip(names, by_probes, strict=True)
+        for name, own in zip(names, [*by_probes, *by_parts], strict=True)
     ]
     table = pd.concat(tables).sort_values(["image_id", "name"])
     write_table(SCORES / "probes.parquet", "probe_scores", table)
-    for network in ("classnet", "objectnet", "partnet", "probes"):
+    for network in ("classnet", "objectnet", "partnet", "probes", "part_probes"):
         finish(f"scores_{network}")
 
 

@@ -49,7 +49,7 @@ def small_params() -> dict:
             if step in baseline:
                 baseline[step] |= {"epochs": 1, "input_size": 64, "resize": 72}
     params["alignment"]["similarity"] = "contrast"
-    params["probes"] = {"input_size": 64, "views": 2}
+    params["probes"] = {"input_size": 64, "part_size": 48, "views": 2}
     params["saliency"] |= {"input_size": 64}
     params["colocalization"] |= {"input_size": 64}
     return params

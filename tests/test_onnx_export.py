@@ -26,7 +26,7 @@ def test_logits_are_torchs_in_batches_of_any_size(undisturbed: Undisturbed, tmp_
     generator = np.random.default_rng(0)
     for path in files:
         onnx.checker.check_model(str(path))
-        read = read_probes if path.stem == "probes" else read_network
+        read = read_probes if path.stem.endswith("probes") else read_network
         network, settings = read(bundle / f"{path.stem}.safetensors")
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (images,), (logits,) = session.get_inputs(), session.get_outputs()

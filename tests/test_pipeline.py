@@ -116,6 +116,7 @@ EXPECTED: dict[str, list[str]] = {
     **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
     **{f"partnet.{name}": ["train_partnet", *FROM_SCORES] for name in TRAINING},
     "probes.input_size": ["fit_probes", *FROM_SCORES],
+    "probes.part_size": ["fit_probes", *FROM_SCORES],
     "probes.views": ["fit_probes", *FROM_SCORES],
     "mirrored": [*FROM_SCORES, *BASELINES],
     "fusion.scores": FROM_SCORES[1:],

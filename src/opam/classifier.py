@@ -26,7 +26,7 @@ from opam.errors import OpamError
 from opam.fusion import BRANCHES, FUSED, Rule, branch_answers
 from opam.images import read_image, to_rgb
 from opam.models.cam_network import read_network
-from opam.models.probe_network import crops_and_heads, read_probes
+from opam.models.probe_network import read_probes
 from opam.objects import ObjectParams, chosen_map, find_object
 from opam.parts import PartParams, choose_parts
 from opam.proposals import ProposalParams, propose
@@ -34,8 +34,14 @@ from opam.saliency import SaliencyParams, merged_cam, ten_crops, to_image
 from opam.scores import PROBE
 from opam.scoring import by_cluster, probabilities
 
-NETWORKS = {"original": "classnet", "object": "objectnet", "part": "partnet", "probes": "probes"}
-"""File of each network, by the branch that it answers for; the probes answer for all."""
+NETWORKS = {
+    "original": "classnet",
+    "object": "objectnet",
+    "part": "partnet",
+    "probes": "probes",
+    "part probes": "part_probes",
+}
+"""File of each network, by what it answers for; "probes" for the original and the object."""
 STEPS: dict[str, Any] = {
     "proposals": ProposalParams,
     "saliency": SaliencyParams,
@@ -46,7 +52,7 @@ STEPS: dict[str, Any] = {
 }
 """Sections of params.yaml that a bundle carries."""
 
-FORMAT = 5
+FORMAT = 6
 BUNDLE = "bundle.json"
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -108,7 +114,7 @@ class Classifier:
         self.networks: dict[str, Any] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         for branch, name in NETWORKS.items():
-            read = read_probes if branch == "probes" else read_network
+            read = read_probes if branch.endswith("probes") else read_network
             network, self.settings[branch] = read(path / f"{name}.safetensors")
             if network.classes != len(self.classes):
                 raise OpamError(
@@ -179,8 +185,11 @@ class Classifier:
             **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
         }
         if any(name.endswith(PROBE) for name in self.weights[FUSED]):
-            every, heads = crops_and_heads(whole, [box[None] for box in boxes], parts, clusters)
-            by_probes = self._scores("probes", photographs, every, heads)
+            both = [np.vstack(each) for each in zip(whole, boxes, strict=True)]
+            by_probes = [
+                *self._scores("probes", photographs, both, [np.arange(2)] * len(both)),
+                *self._scores("part probes", photographs, parts, clusters),
+            ]
             own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}
         told = branch_answers(own, self.weights, self.rule)
         scores = {name: each.astype(np.float32) for name, each in told.items()}

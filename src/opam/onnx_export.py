@@ -19,12 +19,12 @@ PACKAGES = ("onnx", "onnxscript")
 
 
 def export_onnx(bundle: Path, out: Path) -> list[Path]:
-    """Write classnet.onnx, objectnet.onnx, partnet.onnx and probes.onnx.
+    """Write classnet.onnx, objectnet.onnx, partnet.onnx, probes.onnx and part_probes.onnx.
 
     Each takes ``images``, uint8 B x 3 x S x S with any B and the network's own S, in RGB, not
-    normalised, and gives ``logits``, float32 B x heads x C. PartNet has a head a cluster of
-    parts; the probes one for whole photographs, one for objects and those of PartNet; the others
-    one.
+    normalised, and gives ``logits``, float32 B x heads x C. PartNet and the probes of
+    parts have a head a cluster; the probes one for whole photographs and one for objects; the
+    others one.
 
     Args:
         bundle: folder that `export_bundle` wrote.
@@ -41,7 +41,7 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
             raise OpamError(f"{package} is not installed; `pip install 'opam[onnx]'`")
     written = []
     for name in NETWORKS.values():
-        read = read_probes if name == "probes" else read_network
+        read = read_probes if name.endswith("probes") else read_network
         network, settings = read(bundle / f"{name}.safetensors")
         path = out / f"{name}.onnx"
         with atomic(path) as temporary:

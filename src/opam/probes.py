@@ -30,7 +30,10 @@ SCALES = np.geomspace(0.01, 2.0, 40)
 class ProbeParams(Params):
     """What the probes are shown."""
 
-    input_size: int = Field(224, ge=32, le=2048, description="side of a crop, pixels")
+    input_size: int = Field(
+        224, ge=32, le=2048, description="side of the crop of a photograph or object, pixels"
+    )
+    part_size: int = Field(224, ge=32, le=2048, description="side of the crop of a part, pixels")
     views: int = Field(
         8,
         ge=0,

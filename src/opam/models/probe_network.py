@@ -5,11 +5,9 @@ to the normal distribution that a linear discriminant assumes, and rare features
 (Perronnin et al., "Improving the Fisher Kernel", ECCV 2010).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,8 +24,7 @@ class ProbeNetwork(nn.Module):
         backbone: with pretrained weights; its own last maps are what is pooled.
         channels: of these maps.
         classes: number of classes C.
-        heads: number of linear layers: one for whole photographs, one for objects, one for each
-            cluster of parts.
+        heads: number of linear layers: one for each kind of crop.
     """
 
     def __init__(self, backbone: Backbone, channels: int, classes: int, heads: int) -> None:
@@ -49,27 +46,6 @@ def pooled(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """
     mean = backbone.feature_maps(images, None).mean((2, 3))
     return mean.sign() * mean.abs().sqrt()
-
-
-def crops_and_heads(
-    whole: Sequence[np.ndarray],
-    objects: Sequence[np.ndarray],
-    parts: Sequence[np.ndarray],
-    clusters: Sequence[np.ndarray],
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Which boxes of each photograph the probes are shown, and which of them each box asks.
-
-    Args:
-        whole: the 1 x 4 box of each whole photograph.
-        objects: that of each object.
-        parts: n x 4 boxes a photograph.
-        clusters: int n a photograph, the cluster of each part.
-
-    Returns:
-        Of each photograph boxes, (2 + n) x 4, and heads, int 2 + n, as `ProbeNetwork` has them.
-    """
-    boxes = [np.vstack(each) for each in zip(whole, objects, parts, strict=True)]
-    return boxes, [np.array([0, 1, *(2 + own)]) for own in clusters]
 
 
 def write_probes(path: Path, network: ProbeNetwork, settings: dict[str, Any]) -> None:
