@@ -15,6 +15,7 @@ from opam.models.backbones import Backbone
 from opam.models.weights import read_weights, write_weights
 
 POOLING = "root of mean"
+"""What the header of the file says of it, so that weights for other features are not read."""
 
 
 class ProbeNetwork(nn.Module):
