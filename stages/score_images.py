@@ -111,11 +111,13 @@ def main() -> None:
     path = MODELS / "probes.safetensors"
     by_probes = score(path, read_probes, inputs, images, both, heads, mirrored, execution)
     path = MODELS / "part_probes.safetensors"
-    by_parts = score(path, read_probes, inputs, images, part_boxes, clusters, mirrored, execution)
+    by_part_probes = score(
+        path, read_probes, inputs, images, part_boxes, clusters, mirrored, execution
+    )
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [
         named.assign(name=name, probabilities=list(own.astype(np.float32)))
-        for name, own in zip(names, [*by_probes, *by_parts], strict=True)
+        for name, own in zip(names, [*by_probes, *by_part_probes], strict=True)
     ]
     table = pd.concat(tables).sort_values(["image_id", "name"])
     write_table(SCORES / "probes.parquet", "probe_scores", table)
