@@ -1,4 +1,4 @@
-"""What each step is worth: the pipeline again with one thing changed, over several seeds.
+"""What each step is worth to the networks: one thing changed at a time, over seeds.
 
 Run: ``make ablation``, or ``python benchmarks/ablation.py 0 1 2`` with seeds of your own. Every
 variant is run by DVC in a copy of the project that shares its cache, so that it computes what it
@@ -30,6 +30,7 @@ from opam.report.results import (
     ablation_text,
     keep_ablation_rows,
     measured,
+    of_networks,
 )
 from opam.scores import read_scores
 
@@ -53,7 +54,7 @@ def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "parts without their own constraint": {"parts.spatial": False},
         "parts without any constraint": {**free, "parts.spatial": False},
         "parts not aligned": {"alignment.clusters": 1},
-        "fine-tuned networks alone, as in the paper": {"fusion.scores": "networks"},
+        "probes beside the networks": {"fusion.scores": "all"},
         "probes alone": {"fusion.scores": "probes"},
     }
     for count in (1, 2, 3, 4):
@@ -95,7 +96,7 @@ def figures(data: Path) -> dict[str, float]:
 def main() -> None:
     """Run all variants with all seeds; benchmarks/ablation.json holds what is done so far."""
     seeds = [int(each) for each in sys.argv[1:]] or [0, 1, 2]
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = of_networks(yaml.safe_load((ROOT / "params.yaml").read_text()))
     cache = subprocess.run(
         ["dvc", "cache", "dir"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -11,13 +11,13 @@ from made_up_run import PARTS, make_up_run
 from small_project import ROOT
 
 from opam.report.check_params import check
-from opam.report.results import ablation_rows, keep_ablation_rows, measured
+from opam.report.results import ablation_rows, keep_ablation_rows, measured, of_networks
 from opam.scores import read_scores
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from ablation import changed, figures, variants
 
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS = of_networks(yaml.safe_load((ROOT / "params.yaml").read_text()))
 
 
 @pytest.mark.parametrize("name", variants(PARAMS))

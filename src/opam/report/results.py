@@ -88,13 +88,21 @@ def compared(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "dataset": {**params["dataset"], "path": None}, "execution": None}
 
 
+def of_networks(params: dict[str, Any]) -> dict[str, Any]:
+    """What the ablation starts from: ``params``, but the probes are left out of the fusion.
+
+    They depend on few of the steps, and hide what the others do to the networks.
+    """
+    return {**params, "fusion": {**params["fusion"], "scores": "networks"}}
+
+
 def measured(params: dict[str, Any], manifest: pd.DataFrame) -> dict[str, Any]:
     """What the ablation's figures depend on beside the seed: nothing of the other systems.
 
     The number of photographs and their pixels tell a data set from its smaller copies.
     """
     return {
-        "params": {**compared(params), "baselines": None, "seed": None},
+        "params": {**compared(of_networks(params)), "baselines": None, "seed": None},
         "photographs": len(manifest),
         "pixels": int((manifest["width"] * manifest["height"]).sum()),
     }
@@ -116,12 +124,13 @@ def keep_ablation_rows(path: Path, ablated: dict[str, Any], rows: list[dict[str,
 def ablation_text(rows: list[dict[str, Any]]) -> str:
     """What each step is worth, by the rows of an ablation; the first names the unchanged run."""
     commits = ", ".join(sorted({row["commit"] or "unknown" for row in rows}))
+    seeds = len({row["seed"] for row in rows})
     return f"""
 ## What each step is worth
 
-One thing changed at a time (`make ablation`); means over {len({row["seed"] for row in rows})}
-seeds. In the last column, how far fused is from the first row, between runs of the same seed, with
-its 95% interval. Measured at {commits}.
+Of the fine-tuned networks, without the probes. One thing changed at a time (`make ablation`); means
+over {seeds} seeds. In the last column, how far fused is from the first row, between runs of the
+same seed, with its 95% interval. Measured at {commits}.
 
 {steps_text(rows)}
 
