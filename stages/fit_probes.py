@@ -55,11 +55,41 @@ def features_of(
     return np.stack(found)
 
 
+def fitted(
+    backbone: Backbone,
+    kinds: dict[str, pd.DataFrame],
+    input_size: int,
+    classes: int,
+    views: int,
+    seed: int,
+    execution: ExecutionParams,
+) -> ProbeNetwork:
+    """The backbone with a probe for each kind of crop, by its labelled boxes."""
+    probes = []
+    for name, rows in kinds.items():
+        features = features_of(backbone, rows, input_size, views, seed, execution, name)
+        probe = fit_probe(features, rows["label"].to_numpy(), classes, seed)
+        print(
+            f"probe of {name}: shrinkage {probe.shrinkage}, right in {probe.accuracy:.1%} of "
+            "the training photographs left out",
+            file=sys.stderr,
+            flush=True,
+        )
+        probes.append(probe)
+    network = ProbeNetwork(backbone, probes[0].weights.shape[1], classes, len(probes))
+    weights = np.concatenate([probe.weights for probe in probes])
+    bias = np.concatenate([probe.bias for probe in probes])
+    network.head.load_state_dict(
+        {"weight": torch.from_numpy(weights).float(), "bias": torch.from_numpy(bias).float()}
+    )
+    return network
+
+
 def main() -> None:
     """Write data/models/probes.safetensors and part_probes.safetensors."""
     seed = read_params("seed", int)
     params = read_params("probes", ProbeParams)
-    backbone_params = read_params("backbone", BackboneParams)
+    backbone_params = params.backbone or read_params("backbone", BackboneParams)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     clusters = read_json(NEURON_CLUSTERS)["clusters"]
@@ -78,27 +108,12 @@ def main() -> None:
 
     backbone = create_backbone(backbone_params).eval().to(prepare_device(execution))
     backbone.to(memory_format=torch.channels_last)
+    of_objects = {"photographs": whole.assign(x0=0, y0=0), "objects": objects}
     for path, size, kinds in (
-        (PROBES, params.input_size, {"photographs": whole.assign(x0=0, y0=0), "objects": objects}),
+        (PROBES, params.input_size, of_objects),
         (PART_PROBES, params.part_size, of_parts),
     ):
-        probes = []
-        for name, rows in kinds.items():
-            features = features_of(backbone, rows, size, params.views, seed, execution, name)
-            probe = fit_probe(features, rows["label"].to_numpy(), classes, seed)
-            print(
-                f"probe of {name}: shrinkage {probe.shrinkage}, right in {probe.accuracy:.1%} of "
-                "the training photographs left out",
-                file=sys.stderr,
-                flush=True,
-            )
-            probes.append(probe)
-        network = ProbeNetwork(backbone, probes[0].weights.shape[1], classes, len(probes))
-        weights = np.concatenate([probe.weights for probe in probes])
-        bias = np.concatenate([probe.bias for probe in probes])
-        network.head.load_state_dict(
-            {"weight": torch.from_numpy(weights).float(), "bias": torch.from_numpy(bias).float()}
-        )
+        network = fitted(backbone, kinds, size, classes, params.views, seed, execution)
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_probes(path, network, settings)
 

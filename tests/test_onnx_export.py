@@ -9,10 +9,8 @@ import pytest
 import torch
 from small_project import Undisturbed
 
-from opam.classifier import NETWORKS
+from opam.classifier import NETWORKS, read_branch
 from opam.errors import OpamError
-from opam.models.cam_network import read_network
-from opam.models.probe_network import read_probes
 from opam.onnx_export import export_onnx
 
 pytestmark = pytest.mark.slow
@@ -24,10 +22,9 @@ def test_logits_are_torchs_in_batches_of_any_size(undisturbed: Undisturbed, tmp_
     assert [path.stem for path in files] == list(NETWORKS.values())
     assert sorted((tmp_path / "onnx").iterdir()) == sorted(files)  # no weights beside them
     generator = np.random.default_rng(0)
-    for path in files:
+    for branch, path in zip(NETWORKS, files, strict=True):
         onnx.checker.check_model(str(path))
-        read = read_probes if path.stem.endswith("probes") else read_network
-        network, settings = read(bundle / f"{path.stem}.safetensors")
+        network, settings = read_branch(bundle, branch)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (images,), (logits,) = session.get_inputs(), session.get_outputs()
         assert (images.name, images.type, logits.name) == ("images", "tensor(uint8)", "logits")

@@ -57,6 +57,12 @@ BUNDLE = "bundle.json"
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
+def read_branch(bundle: Path, branch: str) -> tuple[Any, dict[str, Any]]:
+    """Load a bundle's network for a key of `NETWORKS`, and its settings; raises as its reader."""
+    read = read_probes if branch.endswith("probes") else read_network
+    return read(bundle / f"{NETWORKS[branch]}.safetensors")
+
+
 @dataclass(frozen=True)
 class Classification:
     """What the pipeline says of one photograph.
@@ -114,8 +120,7 @@ class Classifier:
         self.networks: dict[str, Any] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         for branch, name in NETWORKS.items():
-            read = read_probes if branch.endswith("probes") else read_network
-            network, self.settings[branch] = read(path / f"{name}.safetensors")
+            network, self.settings[branch] = read_branch(path, branch)
             if network.classes != len(self.classes):
                 raise OpamError(
                     f"{path}: {name} tells {network.classes} classes apart, {BUNDLE} names "

@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 
 from opam.artifacts import atomic
-from opam.classifier import NETWORKS
+from opam.classifier import NETWORKS, read_branch
 from opam.errors import OpamError, cause
-from opam.models.cam_network import read_network
-from opam.models.probe_network import read_probes
 
 PACKAGES = ("onnx", "onnxscript")
 
@@ -40,9 +38,8 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
         if importlib.util.find_spec(package) is None:
             raise OpamError(f"{package} is not installed; `pip install 'opam[onnx]'`")
     written = []
-    for name in NETWORKS.values():
-        read = read_probes if name.endswith("probes") else read_network
-        network, settings = read(bundle / f"{name}.safetensors")
+    for branch, name in NETWORKS.items():
+        network, settings = read_branch(bundle, branch)
         path = out / f"{name}.onnx"
         with atomic(path) as temporary:
             temporary.write_bytes(as_onnx(network, settings["input_size"], name))
