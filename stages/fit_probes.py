@@ -89,7 +89,7 @@ def main() -> None:
     """Write data/models/probes.safetensors and part_probes.safetensors."""
     seed = read_params("seed", int)
     params = read_params("probes", ProbeParams)
-    backbone_params = params.backbone or read_params("backbone", BackboneParams)
+    backbone_params = read_params("backbone", BackboneParams)
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     clusters = read_json(NEURON_CLUSTERS)["clusters"]

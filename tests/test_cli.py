@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import yaml
 from dvc.repo import Repo
 from small_project import Undisturbed
 from typer.testing import CliRunner
@@ -127,20 +126,6 @@ def test_doctor_finds_nothing_wrong_in_the_project(
     command = [sys.executable, "-m", "dvc", "remote", "add", "-q", "--default", "team", str(team)]
     subprocess.run(command, check=True)
     assert doctor.run_check("remote") == doctor.Check("remote", "ok", f"{team}/files/md5")
-
-
-def test_doctor_looks_for_the_weights_of_the_probes_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    params = yaml.safe_load((ROOT / "presets/synthetic.yaml").read_text())
-    params["probes"]["backbone"] = {"name": "resnet18", "weights": "gone.safetensors"}
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-    found = doctor.run_check("weights")
-    assert (found.status, found.found) == (
-        "problem",
-        "gone.safetensors is not a file; correct the path",
-    )
 
 
 def test_doctor_names_every_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,6 @@ EXPECTED: dict[str, list[str]] = {
     "alignment.similarity": FROM_ALIGNMENT,
     **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in TRAINING},
     **{f"partnet.{name}": ["train_partnet", *FROM_SCORES] for name in TRAINING},
-    "probes.backbone": ["fit_probes", *FROM_SCORES],
     "probes.input_size": ["fit_probes", *FROM_SCORES],
     "probes.part_size": ["fit_probes", *FROM_SCORES],
     "probes.views": ["fit_probes", *FROM_SCORES],

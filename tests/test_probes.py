@@ -1,17 +1,11 @@
 """Linear probes: discriminant analysis against scikit-learn's, and what they are shown."""
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from small_project import Undisturbed, call, script, small_params
 
-from opam.artifacts import read_table
 from opam.errors import OpamError
 from opam.models.backbones import Backbone
 from opam.models.cam_network import CamNetwork, read_network, write_network
@@ -137,28 +131,3 @@ def test_a_network_of_probes_is_read_as_it_was_written(tmp_path) -> None:
     write_probes(path, network, {"backbone": "resnet18"})
     with pytest.raises(OpamError, match=r"probes\.safetensors"):
         read_probes(path)
-
-
-@pytest.mark.slow
-def test_probes_may_look_through_a_backbone_of_their_own(
-    undisturbed: Undisturbed, tmp_path: Path
-) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(undisturbed.untouched, folder, ignore=shutil.ignore_patterns(".dvc", ".git"))
-    params = small_params()
-    params["probes"]["backbone"] = {"name": "mobilenetv3_small_050", "weights": "none"}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    networks = ("scores/original.parquet", "scores/object.parquet", "scores/clusters.parquet")
-    before = [(folder / "data" / name).read_bytes() for name in networks]
-    own = read_table(folder / "data/scores/probes.parquet", "probe_scores")
-    for stage in ("fit_probes", "score_images", "fuse", "evaluate", "export_bundle"):
-        done = call(folder, *script(stage))
-        assert done.returncode == 0, done.stderr
-    for name in ("probes", "part_probes"):
-        _, settings = read_probes(folder / f"data/bundle/{name}.safetensors")
-        assert settings["backbone"] == "mobilenetv3_small_050"
-    assert [(folder / "data" / name).read_bytes() for name in networks] == before
-    found = read_table(folder / "data/scores/probes.parquet", "probe_scores")
-    assert found[["image_id", "name"]].equals(own[["image_id", "name"]])
-    answers = [np.stack(table["probabilities"].to_list()) for table in (own, found)]
-    assert not np.allclose(*answers)

@@ -16,7 +16,6 @@ from scipy.special import log_softmax
 
 from opam.config import Params
 from opam.folds import fold_of
-from opam.models.backbones import BackboneParams
 
 AREAS = (0.35, 1.4)
 """Area of a random view over that of its box."""
@@ -31,9 +30,6 @@ SCALES = np.geomspace(0.01, 2.0, 40)
 class ProbeParams(Params):
     """What the probes are shown."""
 
-    backbone: BackboneParams | None = Field(
-        None, description="what they look through; null: the backbone of the networks"
-    )
     input_size: int = Field(
         224, ge=32, le=2048, description="side of the crop of a photograph or object, pixels"
     )

@@ -1,7 +1,5 @@
 """Whether this machine and this folder can run the pipeline: ``opam doctor``."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
@@ -14,16 +12,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from opam.config import params_path, read_params
 from opam.errors import OpamError, cause
-
-if TYPE_CHECKING:
-    from opam.models.backbones import BackboneParams
 
 SECONDS = 15.0
 """So long a DVC remote may take to answer."""
@@ -167,18 +162,10 @@ def data_set() -> Check:
 
 
 def backbone_weights() -> Check:
-    """The weights of the networks' and the probes' backbones are there, or can be had."""
-    from opam.models.backbones import BackboneParams
-    from opam.probes import ProbeParams
+    """The backbone's weights are there, or can be had."""
+    from opam.models.backbones import WEIGHT_PACKAGES, BackboneParams
 
-    both = read_params("backbone", BackboneParams), read_params("probes", ProbeParams).backbone
-    checks = [_weights(params) for params in both if params]
-    return next((check for check in checks if check.status != "ok"), checks[0])
-
-
-def _weights(params: BackboneParams) -> Check:
-    from opam.models.backbones import WEIGHT_PACKAGES
-
+    params = read_params("backbone", BackboneParams)
     if params.weights == "none":
         return Check("weights", "warning", "random; backbone.weights takes pretrained ones")
     if params.weights == "timm":
