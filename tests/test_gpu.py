@@ -82,9 +82,11 @@ def test_scores_are_those_of_the_cpu_but_for_rounding(
             scores = score_crops(network, paths, boxes, 32, 0.9, execution, "scoring")
         else:
             scores = score_crops_shared(network, paths, boxes, 32, execution, "scoring")
-        found[device] = np.concatenate(list(scores))
+        found[device] = np.concatenate(list(scores))[:, 0, 0]
         assert found[device].dtype == np.float32
+    # Untrained, the network hardly tells crops apart: what it does tell must be the same.
     assert np.abs(found["cuda"] - found["cpu"]).max() < 0.02
+    assert np.corrcoef(found["cuda"], found["cpu"])[0, 1] > 0.9
 
 
 def test_features_of_probes_are_those_of_the_cpu_but_for_rounding(

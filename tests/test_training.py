@@ -288,13 +288,3 @@ def test_what_cannot_be_compiled_names_the_parameter(
     with pytest.raises(OpamError, match=r"execution\.compile: .*compiler.*; set false"):
         run_training(photographs, compiled=True)
     torch._dynamo.reset()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_trains_on_the_gpu(photographs: pd.DataFrame) -> None:
-    network = CamNetwork(create_backbone(BackboneParams(weights="none")), classes=2)
-    whole = whole_images(photographs)
-    execution = ExecutionParams(device="cuda", workers=0)
-    trained = train("net", network, lambda _epoch: whole, whole, PARAMS, execution, seed=0)
-    assert np.isfinite(trained.history[-1]["train_loss"])
