@@ -99,6 +99,7 @@ ELSEWHERE = {
     "make bench": "half an hour",
     "python benchmarks/bench.py NAME": "minutes each",
     "python benchmarks/bench.py team": "minutes",
+    "python benchmarks/bench.py training": "a minute",
     "python benchmarks/bench.py memory": "minutes",
 }
 """What no test of this file runs, and why, or where it is run."""
