@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opam.artifacts import BOX
-from opam.crops import PhotographCrops
+from opam.crops import PhotographCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.backbones import BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network, write_network
@@ -93,7 +93,8 @@ def test_features_of_probes_are_those_of_the_cpu_but_for_rounding(
     photographs: pd.DataFrame,
 ) -> None:
     boxes = list(whole_images(photographs)[BOX].to_numpy()[:, None])
-    crops = every_item(PhotographCrops(photographs["path"].tolist(), boxes, 64))
+    items = PhotographCrops(photographs["path"].tolist(), boxes, 64)
+    crops = torch.cat(list(load_ahead(items, workers=0)))
     backbone = new_network().backbone.eval()
     found = []
     for device in ("cpu", "cuda"):
@@ -103,7 +104,3 @@ def test_features_of_probes_are_those_of_the_cpu_but_for_rounding(
     assert found[0].std() > 0
     # The root of a mean near zero makes much of little: so on the whole, not one by one.
     assert np.abs(found[1] - found[0]).mean() < 0.05 * np.abs(found[0]).mean()
-
-
-def every_item(items: PhotographCrops) -> torch.Tensor:
-    return torch.cat([items[number] for number in range(len(items))])
