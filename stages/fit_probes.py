@@ -6,6 +6,7 @@ Run by itself: ``python stages/fit_probes.py``.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.models.probe_network import ProbeNetwork, pooled, write_probes
 from opam.probes import ProbeParams, fit_probe, random_views
 from opam.progress import progress
+from opam.resume import fingerprint, finish, in_shards
 from opam.stage import run
 
+RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 OBJECTS = Path("data/objects.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
@@ -30,7 +33,6 @@ PROBES = Path("data/models/probes.safetensors")
 PART_PROBES = Path("data/models/part_probes.safetensors")
 
 
-@torch.inference_mode()
 def features_of(
     backbone: Backbone,
     rows: pd.DataFrame,
@@ -39,20 +41,37 @@ def features_of(
     seed: int,
     execution: ExecutionParams,
     name: str,
+    inputs: str,
 ) -> np.ndarray:
-    """Features of all views of each row's box, float32 N x (2 + views) x D."""
-    device = prepare_device(execution)
+    """Features of all views of each row's box, float32 N x (2 + views) x D.
+
+    ``inputs`` is the fingerprint of all that they depend on.
+    """
     boxes = [
         random_views(box, views, np.random.default_rng([seed, row]))
         for row, box in enumerate(rows[BOX].to_numpy())
     ]
     mirrored = [view % 2 == 1 for view in range(2 + views)]
-    crops = PhotographCrops(rows["path"].tolist(), boxes, input_size, mirrored)
-    found = []
-    for shown in progress(load_ahead(crops, execution.workers), len(crops), f"features of {name}"):
-        with autocast(device):
-            found.append(pooled(backbone, shown.to(device)).float().cpu().numpy())
-    return np.stack(found)
+
+    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+        device = prepare_device(execution)
+        backbone.to(device)
+        shown = rows[first:]
+        crops = PhotographCrops(shown["path"].tolist(), boxes[first:], input_size, mirrored)
+        loaded = progress(load_ahead(crops, execution.workers), len(crops), f"features of {name}")
+        for image_id, images in zip(shown["image_id"], loaded, strict=True):
+            with torch.inference_mode(), autocast(device):
+                features = pooled(backbone, images.to(device)).float().cpu().numpy()
+            yield pd.DataFrame({"image_id": [image_id], "features": [features.ravel()]})
+
+    shards = in_shards(work_on(name), inputs, "view_features", len(rows), rows_from, execution)
+    features = pd.concat(shards)["features"].to_list()
+    return np.stack(features).reshape(len(rows), 2 + views, -1)
+
+
+def work_on(name: str) -> str:
+    """What `opam.resume` calls the features of a kind of crop."""
+    return f"probe_features_{name.replace(' ', '_')}"
 
 
 def fitted(
@@ -63,11 +82,15 @@ def fitted(
     views: int,
     seed: int,
     execution: ExecutionParams,
+    inputs: str,
 ) -> ProbeNetwork:
-    """The backbone with a probe for each kind of crop, by its labelled boxes."""
+    """The backbone with a probe for each kind of crop, by its labelled boxes.
+
+    ``inputs`` as in `features_of`.
+    """
     probes = []
     for name, rows in kinds.items():
-        features = features_of(backbone, rows, input_size, views, seed, execution, name)
+        features = features_of(backbone, rows, input_size, views, seed, execution, name, inputs)
         probe = fit_probe(features, rows["label"].to_numpy(), classes, seed)
         print(
             f"probe of {name}: shrinkage {probe.shrinkage}, right in {probe.accuracy:.1%} of "
@@ -106,16 +129,21 @@ def main() -> None:
         # A cluster that no part went to is asked of none; its probe is that of all parts.
         of_parts[f"parts of cluster {cluster}"] = own if len(own) else parts
 
-    backbone = create_backbone(backbone_params).eval().to(prepare_device(execution))
-    backbone.to(memory_format=torch.channels_last)
+    prepare_device(execution)  # for the linear algebra; features may come from a cluster
+    backbone = create_backbone(backbone_params).eval().to(memory_format=torch.channels_last)
+    inputs = fingerprint(
+        RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, seed, params, backbone_params, execution.same_bits()
+    )
     of_objects = {"photographs": whole.assign(x0=0, y0=0), "objects": objects}
     for path, size, kinds in (
         (PROBES, params.input_size, of_objects),
         (PART_PROBES, params.part_size, of_parts),
     ):
-        network = fitted(backbone, kinds, size, classes, params.views, seed, execution)
+        network = fitted(backbone, kinds, size, classes, params.views, seed, execution, inputs)
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_probes(path, network, settings)
+    for name in (*of_objects, *of_parts):
+        finish(work_on(name))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ MAPPED = {
     "extract_saliency": "saliency.parquet",
     "colocalize": "object_maps.parquet",
     "select_parts": "parts.parquet",
+    "fit_probes": "models/part_probes.safetensors",
     "score_images": "scores/clusters.parquet",
 }
 

@@ -153,6 +153,7 @@ def kill_when(folder: Path, stage: str, seen: str) -> str:
         ("score_patches", "patch_scores", "patch_scores.parquet"),
         ("extract_saliency", "saliency", "saliency.parquet"),
         ("colocalize", "object_maps", "object_maps.parquet"),
+        ("fit_probes", "probe_features_objects", "models/probes.safetensors"),
         ("score_images", "scores_classnet", "scores/original.parquet"),
     ],
 )

@@ -107,6 +107,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "name": pa.string(),
             "probabilities": pa.list_(pa.float32()),
         },
+        "view_features": {**_ID, "features": pa.list_(pa.float32())},
         "crop_scores": {**_ID, "probabilities": pa.list_(pa.float32())},
         "predictions": {
             **_ID,
