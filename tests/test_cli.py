@@ -8,11 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from dvc.repo import Repo
 from small_project import Undisturbed
 from typer.testing import CliRunner
 
 from opam import cli
+from opam.archive import pack
 from opam.config import SECTIONS
 from opam.errors import OpamError
 from opam.report import doctor
@@ -146,6 +148,29 @@ def test_doctor_names_every_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(cli.app, ["doctor"])
     assert isinstance(done.exception, OpamError)
     assert f"{len(expected)} of {len(doctor.CHECKS)} checks" in str(done.exception)
+
+
+def test_doctor_knows_another_data_sets_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        folder = tmp_path / "photographs" / split / "elm_warbler"
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "docs/synthetic_birds.jpg", folder / "0001.jpg")
+    pack(tmp_path / "photographs", tmp_path / "data/raw.zip")
+    params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
+    for name, path, status, found in (
+        ("imagefolder", None, "ok", "in data/raw.zip"),
+        ("cub200", None, "problem", "cub200 is not downloaded; set dataset.path"),
+        ("cub200", "photographs", "ok", "in photographs"),
+        ("flowers102", None, "ok", "downloaded by the first stage"),
+    ):
+        params["dataset"] |= {"name": name, "path": path}
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        check = doctor.run_check("data set")
+        assert check.status == status
+        assert found in check.found
 
 
 def test_a_remote_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

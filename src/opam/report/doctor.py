@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -142,13 +143,19 @@ def params_file() -> Check:
 
 def data_set() -> Check:
     """The photographs are there, or can be had."""
-    from opam.datasets import DatasetParams
+    from opam.datasets import DatasetParams, read
+    from opam.preparation import PrepareParams
 
     params = read_params("dataset", DatasetParams)
     drawn = params.name == "synthetic_birds"
     downloaded = params.name in ("oxford_pets", "flowers102", "fgvc_aircraft")
-    if Path("data/raw.zip").exists():
-        return Check("data set", "ok", f"{params.name}, in data/raw.zip")
+    raw = Path("data/raw.zip")
+    if raw.exists():
+        # One of another data set does no harm: the first stage replaces it.
+        with suppress(OpamError):
+            prepare = read_params("prepare", PrepareParams)
+            read(params.name, raw, prepare.test_fraction, prepare.seed)
+            return Check("data set", "ok", f"{params.name}, in {raw}")
     if params.path is None and (drawn or downloaded):
         how = "drawn" if drawn else "downloaded"
         return Check("data set", "ok", f"{params.name}, {how} by the first stage")
