@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -84,20 +85,34 @@ def test_shards_of_a_dead_machine_are_computed_on_another(
     monkeypatch.chdir(tmp_path)
     marks = tmp_path / "marks"
     marks.mkdir()
+    doomed = cluster.list_all_nodes()[1]
+    doomed_id = doomed.node_id
+
+    def wait_until_it_works() -> None:
+        deadline = time.monotonic() + 120
+        while not list(marks.glob(f"*-{doomed_id}")):
+            assert time.monotonic() < deadline, "no shard came to the second machine"
+            time.sleep(0.01)
 
     def pieces_from(first: int) -> Iterator[pd.DataFrame]:
         import ray
 
         node = ray.get_runtime_context().get_node_id()
         (marks / f"{first}-{node}").touch()
-        time.sleep(0.5)
+        if node == doomed_id:
+            time.sleep(600)  # it dies meanwhile
+        wait_until_it_works()
         yield pd.DataFrame({"image_id": [f"{first}"], "probabilities": [[float(first)]]})
 
+    def kill() -> None:
+        wait_until_it_works()
+        cluster.remove_node(doomed, allow_graceful=False)
+
     execution = ExecutionParams(engine="ray", shard_size=1, threads=1)
-    shards = in_shards("work", "key", "crop_scores", 12, pieces_from, execution)
-    rows = [next(shards)]
-    cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
-    rows += list(shards)
+    with ThreadPoolExecutor() as threads:
+        killing = threads.submit(kill)
+        rows = list(in_shards("work", "key", "crop_scores", 12, pieces_from, execution))
+        killing.result()
     assert pd.concat(rows)["image_id"].tolist() == [str(each) for each in range(12)]
     tries = pd.Series([mark.name.split("-")[0] for mark in marks.iterdir()]).value_counts()
     assert len(tries) == 12
