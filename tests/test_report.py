@@ -356,7 +356,7 @@ def test_the_large_view_goes_by_keyboard(
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
     focused = "document.activeElement.querySelector('.name').textContent"
-    assert page.evaluate(focused) == ids[3]
+    page.wait_for_function(f"{focused} == {json.dumps(ids[3])}")  # the event of closing comes later
     assert "photograph=" not in page.url
 
 
