@@ -16,6 +16,7 @@ from opam.config import read_params
 from opam.crops import PhotographCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.backbones import Backbone, BackboneParams, create_backbone
+from opam.models.weights import state_digest
 from opam.progress import progress
 from opam.resume import fingerprint, finish, in_shards
 from opam.stage import run
@@ -69,8 +70,9 @@ def main() -> None:
             row = {"image_id": image_id, "rows": height, "columns": width, "map": found.ravel()}
             yield pd.DataFrame([row])
 
-    key = fingerprint(RAW, MANIFEST, backbone_params, params, execution.same_bits())
-    shards = in_shards("object_maps", key, "object_maps", len(manifest), rows_from, execution)
+    weights, bits = state_digest(backbone.body), execution.same_bits()
+    inputs = fingerprint(RAW, MANIFEST, backbone_params, params, weights=weights, execution=bits)
+    shards = in_shards("object_maps", inputs, "object_maps", len(manifest), rows_from, execution)
     write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)
     write_json(COMPONENT, {"mean": mean.tolist(), "component": component.tolist()})
     finish("object_maps")

@@ -63,8 +63,8 @@ def main() -> None:
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         return saliency_rows(network, manifest[first:], params, execution)
 
-    key = fingerprint(RAW, MANIFEST, CLASSNET, params, execution.same_bits())
-    shards = in_shards("saliency", key, "saliency", len(manifest), rows_from, execution)
+    inputs = fingerprint(RAW, MANIFEST, CLASSNET, params, execution=execution.same_bits())
+    shards = in_shards("saliency", inputs, "saliency", len(manifest), rows_from, execution)
     write_table_in_pieces(SALIENCY, "saliency", shards)
     finish("saliency")
 

@@ -19,9 +19,10 @@ from opam.crops import PhotographCrops, load_ahead
 from opam.device import ExecutionParams, autocast, prepare_device
 from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.models.probe_network import ProbeNetwork, pooled, write_probes
+from opam.models.weights import state_digest
 from opam.probes import ProbeParams, fit_probe, random_views
 from opam.progress import progress
-from opam.resume import fingerprint, finish, in_shards
+from opam.resume import Fingerprint, fingerprint, finish, in_shards
 from opam.stage import run
 
 RAW = Path("data/raw.zip")
@@ -41,7 +42,7 @@ def features_of(
     seed: int,
     execution: ExecutionParams,
     name: str,
-    inputs: str,
+    inputs: Fingerprint,
 ) -> np.ndarray:
     """Features of all views of each row's box, float32 N x (2 + views) x D.
 
@@ -82,7 +83,7 @@ def fitted(
     views: int,
     seed: int,
     execution: ExecutionParams,
-    inputs: str,
+    inputs: Fingerprint,
 ) -> ProbeNetwork:
     """The backbone with a probe for each kind of crop, by its labelled boxes.
 
@@ -132,7 +133,10 @@ def main() -> None:
     prepare_device(execution)  # for the linear algebra; features may come from a cluster
     backbone = create_backbone(backbone_params).eval().to(memory_format=torch.channels_last)
     inputs = fingerprint(
-        RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, seed, params, backbone_params, execution.same_bits()
+        *(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, params, backbone_params),
+        seed=seed,
+        weights=state_digest(backbone.body),
+        execution=execution.same_bits(),
     )
     of_objects = {"photographs": whole.assign(x0=0, y0=0), "objects": objects}
     for path, size, kinds in (

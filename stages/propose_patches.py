@@ -44,9 +44,9 @@ def main() -> None:
         tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)
         yield from progress(tables, len(rest), "selective search")
 
-    key = fingerprint(RAW, MANIFEST, params)
+    inputs = fingerprint(RAW, MANIFEST, params)
     shards = in_shards(
-        "proposals", key, "proposals", len(manifest), tables_from, execution, networks=False
+        "proposals", inputs, "proposals", len(manifest), tables_from, execution, networks=False
     )
     write_table_in_pieces(PROPOSALS, "proposals", shards)
     finish("proposals")

@@ -16,7 +16,7 @@ from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.models.cam_network import read_network
 from opam.models.probe_network import read_probes
-from opam.resume import fingerprint, finish, in_shards
+from opam.resume import Fingerprint, fingerprint, finish, in_shards
 from opam.scoring import batch_rows, by_cluster, score_crops
 from opam.stage import run
 
@@ -31,7 +31,7 @@ SCORES = Path("data/scores")
 def score(
     network_path: Path,
     read: Callable[[Path], tuple[Any, dict[str, Any]]],
-    inputs: str,
+    inputs: Fingerprint,
     images: pd.DataFrame,
     boxes: list[np.ndarray],
     heads: list[np.ndarray],
@@ -66,9 +66,9 @@ def score(
             yield pd.DataFrame({"image_id": image_ids[photograph], "probabilities": list(own)})
 
     name = f"scores_{network_path.stem}"
-    key = fingerprint(inputs, network_path)
+    inputs = fingerprint(inputs, network_path)
     batches = math.ceil(counts.sum() / execution.batch_size)
-    crops = pd.concat(in_shards(name, key, "crop_scores", batches, rows_from, execution))
+    crops = pd.concat(in_shards(name, inputs, "crop_scores", batches, rows_from, execution))
     return by_cluster(np.stack(crops["probabilities"].to_list()), heads, network.heads)
 
 
@@ -87,7 +87,9 @@ def main() -> None:
     object_boxes = list(objects.loc[ids, BOX].to_numpy()[:, None])
     part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
     clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
-    inputs = fingerprint(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored, execution.same_bits())
+    inputs = fingerprint(
+        RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored=mirrored, execution=execution.same_bits()
+    )
     named = images[["image_id", "split", "label"]]
     for branch, network, boxes in (
         ("original", "classnet", whole),

@@ -66,8 +66,10 @@ def main() -> None:
         rows_from, pieces = shared_rows, len(training)
     else:
         rows_from, pieces = exact_rows, math.ceil(counts.sum() / execution.batch_size)
-    key = fingerprint(RAW, MANIFEST, PROPOSALS, FILTERNET, scoring, execution.same_bits())
-    shards = in_shards("patch_scores", key, "patch_scores", pieces, rows_from, execution)
+    inputs = fingerprint(
+        *(RAW, MANIFEST, PROPOSALS, FILTERNET), scoring=scoring, execution=execution.same_bits()
+    )
+    shards = in_shards("patch_scores", inputs, "patch_scores", pieces, rows_from, execution)
     write_table_in_pieces(PATCH_SCORES, "patch_scores", shards)
     finish("patch_scores")
 

@@ -74,8 +74,10 @@ def main() -> None:
         tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)
         yield from progress(tables, len(manifest) - first, "parts")
 
-    key = fingerprint(MANIFEST, SALIENCY, OBJECTS, PROPOSALS, params)
-    shards = in_shards("parts", key, "parts", len(manifest), tables_from, execution, networks=False)
+    inputs = fingerprint(MANIFEST, SALIENCY, OBJECTS, PROPOSALS, params)
+    shards = in_shards(
+        "parts", inputs, "parts", len(manifest), tables_from, execution, networks=False
+    )
     write_table_in_pieces(PARTS, "parts", shards)
     finish("parts")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
+KEPT = {".gitignore", "package", "timm", "none"}
+"""Files of data/photographs and data/weights that git keeps."""
 BASELINES = ("finetune", "bcnn")
 STAGES = [
     stage
@@ -55,9 +57,25 @@ def small_params() -> dict:
     return params
 
 
+def copy_outside(folder: Path) -> None:
+    """The folders for photographs and weights, as git has them."""
+    for name in ("photographs", "weights"):
+        shutil.copytree(
+            ROOT / "data" / name,
+            folder / "data" / name,
+            ignore=lambda _at, names: set(names) - KEPT,
+        )
+
+
 def project(folder: Path) -> Path:
     """A copy of the project's own files, as a git repository with small params."""
-    for name in ("src", "stages", ".dvc", "dvc.yaml", ".gitignore"):
+    for name in ("photographs", "weights"):
+        shutil.copytree(
+            ROOT / "data" / name,
+            folder / "data" / name,
+            ignore=lambda _at, names: set(names) - KEPT,
+        )
+    for name in ("src", "stages", ".dvc", "dvc.yaml", ".gitignore", "requirements.lock"):
         source = ROOT / name
         if source.is_dir():
             ignored = shutil.ignore_patterns(

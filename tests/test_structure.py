@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from opam.models.systems import SYSTEMS
-from opam.stage_deps import BASELINE, code_deps, is_code, param_sections, stage_code
+from opam.stage_deps import BASELINE, code_deps, computed_with, is_code, stage_code, stage_params
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "stages").glob("*.py"))
@@ -52,7 +52,8 @@ def test_every_script_is_a_stage_and_every_stage_a_script(stages: dict) -> None:
     assert {script.stem for script in SCRIPTS} == set(stages)
     for name, stage in stages.items():
         key = " ${key}" if name == BASELINE else ""
-        assert stage["cmd"] == f"python stages/{name}.py{key}"
+        first = "cd ../.. && " if "wdir" in stage else ""
+        assert stage["cmd"] == f"{first}python stages/{name}.py{key}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -60,7 +61,7 @@ def test_code_dependencies_are_what_the_script_loads(
     script: Path, stages: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    declared = {dep for dep in stages[script.stem]["deps"] if is_code(dep)}
+    declared = {dep.replace("../", "") for dep in stages[script.stem]["deps"] if is_code(dep)}
     loaded = set(stage_code(script.relative_to(ROOT)))
     hint = f"stage {script.stem}; `make deps` corrects dvc.yaml"
     assert not loaded - declared, f"dvc.yaml lacks {sorted(loaded - declared)} in {hint}"
@@ -68,8 +69,15 @@ def test_code_dependencies_are_what_the_script_loads(
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_params_are_what_the_script_reads(script: Path, stages: dict) -> None:
-    assert stages[script.stem].get("params", []) == param_sections(script), (
+def test_params_are_what_the_script_reads(
+    script: Path, stages: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    declared = stages[script.stem].get("params", [])
+    if "wdir" in stages[script.stem]:
+        [(file, declared)] = declared[0].items()
+        assert file == "../../params.yaml"
+    assert declared == stage_params(script.relative_to(ROOT)), (
         f"params of stage {script.stem} differ; `make deps` corrects dvc.yaml"
     )
 
@@ -94,7 +102,21 @@ def test_an_entry_depends_on_its_own_system_alone(stages: dict) -> None:
     for name in SYSTEMS:
         assert f"src/opam/models/{name}.py" not in declared
     assert "src/opam/models/regions.py" in declared
-    assert stages[BASELINE]["params"] == ["backbone", "baselines.${key}", "mirrored", "seed"]
+    *sections, environment = stages[BASELINE]["params"]
+    assert sections == ["backbone", "baselines.${key}", "mirrored", "seed"]
+    assert environment["data/environment.json"][-1] == "weights.baselines.${key}"
+
+
+def test_a_stage_depends_on_the_packages_that_it_computes_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    proposing = computed_with(Path("stages/propose_patches.py"))
+    assert "versions.cv2" in proposing
+    assert "versions.torch" not in proposing
+    training = computed_with(Path("stages/train_classnet.py"))
+    assert {"versions.torch", "versions.timm", "weights.shared"} <= {*training}
+    assert "versions.sklearn" in computed_with(Path("stages/align_parts.py"))
 
 
 def test_a_module_that_is_not_declared_is_found(tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def open_archive(archive: Path) -> zipfile.Path:
     return zipfile.Path(_opened(str(archive)))
 
 
+def archive_of(path: str) -> str | None:
+    """The archive that a file lies in by its path, ``data/raw.zip``; None where in none."""
+    archive, inside, _ = path.partition(".zip/")
+    return f"{archive}.zip" if inside and Path(f"{archive}.zip").is_file() else None
+
+
 def read_file(path: Path | str) -> bytes:
     """The bytes of a file, on disk or in an archive.
 
@@ -96,11 +102,11 @@ def read_file(path: Path | str) -> bytes:
         FileNotFoundError: there is none.
         OpamError: the archive is damaged.
     """
-    archive, inside, member = str(path).partition(".zip/")
-    if not inside or not Path(f"{archive}.zip").is_file():
+    archive = archive_of(str(path))
+    if archive is None:
         return Path(path).read_bytes()
     try:
-        return _opened(f"{archive}.zip").read(member)
+        return _opened(archive).read(str(path).removeprefix(f"{archive}/"))
     except KeyError:
         raise FileNotFoundError(str(path)) from None
     except (zipfile.BadZipFile, OSError, EOFError) as error:

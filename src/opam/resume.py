@@ -13,36 +13,93 @@ from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
 
-from opam.artifacts import read_table, write_table
+from opam.artifacts import read_json, read_table, write_json, write_table
 from opam.cluster import shards_on_ray
 from opam.device import ExecutionParams
+from opam.environment import installed_versions
 from opam.errors import OpamError
 from opam.ranks import rank
 
 RESUME = Path(".resume")
-SOURCE = Path(__file__).parent
+DEPENDS_ON = "depends_on.json"
+"""Beside kept shards: the `fingerprint` that they were computed with."""
+
+Fingerprint = dict[str, str]
+"""A digest of each thing that a result depends on, by its name."""
 
 
-def fingerprint(*inputs: object) -> str:
-    """What work must agree with to be gone on with: its inputs and the code.
+def fingerprint(*inputs: Path | BaseModel | Fingerprint, **values: object) -> Fingerprint:
+    """What work must agree with to be gone on with.
+
+    That is what it is given, the script that runs, the modules of this package that it has loaded,
+    and the versions of what computes.
 
     Args:
-        inputs: a `Path` counts by its content, parameters by their values, all else by ``repr``.
+        inputs: files, which count by their content; parameters, by their values; a fingerprint, by
+            all that is in it.
+        values: anything else by its name; it counts by its ``repr``.
     """
-    digest = hashlib.sha256()
-    for each in [*inputs, *sorted(SOURCE.rglob("*.py"))]:
+    found: Fingerprint = {}
+    for each in inputs:
         if isinstance(each, Path):
-            with each.open("rb") as file:
-                value = hashlib.file_digest(file, "sha256").hexdigest()
+            found[each.as_posix()] = _of_file(each)
+        elif isinstance(each, BaseModel):
+            found[type(each).__name__] = _of_text(each.model_dump_json())
         else:
-            value = each.model_dump_json() if isinstance(each, BaseModel) else repr(each)
-        digest.update(f"{value}\n".encode())
-    return digest.hexdigest()[:32]
+            found |= each
+    found |= {name: _of_text(repr(value)) for name, value in values.items()}
+    return found | _of_code() | {"the version of a package": _of_text(repr(installed_versions()))}
+
+
+def _of_code() -> Fingerprint:
+    """Of the script and of every loaded module of this package."""
+    modules = [
+        module
+        for name, module in sys.modules.items()
+        if name in ("__main__", "opam") or name.startswith("opam.")
+    ]
+    files = {getattr(module, "__file__", None) or "" for module in modules} - {""}
+    top = Path(__file__).parents[1]
+    return {
+        (path.relative_to(top) if path.is_relative_to(top) else path).as_posix(): _of_file(path)
+        for path in map(Path, sorted(files))
+    }
+
+
+def _of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def changes(before: Fingerprint, now: Fingerprint) -> str:
+    """Names of what differs, for people; "" where nothing does."""
+    names = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def say_thrown_away(what: str, before: object, now: Fingerprint) -> None:
+    """Say on stderr that kept work is not gone on with, and why.
+
+    Args:
+        what: was kept.
+        before: the fingerprint it has, or whatever a damaged file holds in its place.
+        now: the fingerprint it would need.
+    """
+    if isinstance(before, dict):
+        why = f"{changes(before, now)} changed"
+    else:
+        why = "what it was computed from is not known"
+    print(f"{what}: kept work is thrown away, for {why} since", file=sys.stderr, flush=True)
 
 
 def in_shards(
     name: str,
-    key: str,
+    inputs: Fingerprint,
     schema: str,
     total: int,
     pieces_from: Callable[[int], Iterable[pd.DataFrame]],
@@ -53,7 +110,8 @@ def in_shards(
 
     Args:
         name: of the work.
-        key: `fingerprint` of what the rows depend on; shards of another are removed.
+        inputs: `fingerprint` of what the rows depend on; shards of another are removed, which is
+            said with the reason.
         schema: of the table.
         total: pieces that the table has.
         pieces_from: computes the pieces from a given one on, in order.
@@ -64,10 +122,13 @@ def in_shards(
     Raises:
         OpamError: as `opam.cluster.shards_on_ray`.
     """
-    folder = RESUME / name / key
-    for other in (RESUME / name).glob("*"):
-        if other != folder:
-            shutil.rmtree(other)
+    folder = RESUME / name
+    before = _depends_on(folder)
+    if folder.exists() and before != inputs:
+        say_thrown_away(name, before, inputs)
+        shutil.rmtree(folder)
+    if not folder.exists():
+        write_json(folder / DEPENDS_ON, inputs)
     start = 0
     while (shard := _read_shard(folder, start, schema)) is not None:
         rows, start = shard
@@ -86,6 +147,13 @@ def in_shards(
         stop = min(start + size, total)
         write_table(folder / f"{start}-{stop}.parquet", schema, rows)
         yield rows
+
+
+def _depends_on(folder: Path) -> object:
+    try:
+        return read_json(folder / DEPENDS_ON)
+    except OpamError:  # not there, or damaged
+        return None
 
 
 def _read_shard(folder: Path, start: int, schema: str) -> tuple[pd.DataFrame, int] | None:

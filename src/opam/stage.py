@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opam import errors
+from opam.environment import tell_other_versions
 from opam.errors import OpamError
 from opam.ranks import rank
 from opam.resume import RESUME
@@ -26,6 +27,7 @@ def run(main: Callable[[], None]) -> None:
 
     def alone() -> None:
         with _lock(Path(sys.argv[0]).stem):
+            tell_other_versions()
             try:
                 main()
             except Exception as error:

@@ -11,10 +11,13 @@ writes it into dvc.yaml.
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import grimp
 from ruamel.yaml import YAML
 
+from opam.config import SECTIONS
+from opam.environment import ENVIRONMENT, PACKAGES
 from opam.models.systems import SYSTEMS
 
 UNTRACKED_SECTIONS = ("execution",)
@@ -27,6 +30,12 @@ ASSETS = (".html", ".css", ".js")
 
 BASELINE = "train_baseline"
 """The one stage with an entry for each system under ``baselines``."""
+
+CHECK = "check_params"
+"""The one stage that reads every section, and every system's module."""
+
+PLUMBING = {"opam.device", "opam.cluster", "opam.distributed"}
+"""Modules that set packages up and compute nothing with them."""
 
 
 def imported_modules(tree: ast.AST, known: set[str]) -> set[str]:
@@ -63,6 +72,8 @@ def stage_code(script: Path) -> list[str]:
     An entry of ``train_baseline`` depends on its own system's module and on none of the others.
     """
     code = code_deps(script)
+    if script.stem == CHECK:
+        return [code[0], *sorted({*code[1:], *(f"src/opam/models/{name}.py" for name in SYSTEMS)})]
     if script.stem != BASELINE:
         return code
     graph = _graph()
@@ -94,6 +105,8 @@ def _assets(modules: set[Path]) -> set[Path]:
 
 def param_sections(script: Path) -> list[str]:
     """Names that the script passes to ``read_params``, without `UNTRACKED_SECTIONS`."""
+    if script.stem == CHECK:
+        return sorted(set(SECTIONS) - set(UNTRACKED_SECTIONS))
     names = {
         node.args[0].value
         for node in ast.walk(ast.parse(script.read_text()))
@@ -106,9 +119,33 @@ def param_sections(script: Path) -> list[str]:
     return sorted(str(name) for name in names if name not in UNTRACKED_SECTIONS)
 
 
+def computed_with(script: Path) -> list[str]:
+    """Entries of data/environment.json that a stage depends on: packages, pretrained weights."""
+    if script.stem in (CHECK, "record_environment"):
+        return []
+    graph = grimp.build_graph(
+        "opam", cache_dir=None, include_external_packages=True, exclude_type_checking_imports=True
+    )
+    files = stage_code(script)
+    modules = {module for module in graph.modules if _file(module, Path("src")).as_posix() in files}
+    loaded = imported_modules(ast.parse(script.read_text()), set(PACKAGES))
+    for module in modules - PLUMBING:
+        loaded |= graph.find_modules_directly_imported_by(module) & set(PACKAGES)
+    entries = [f"versions.{package}" for package in sorted(loaded)]
+    if script.stem == BASELINE:
+        return [*entries, "weights.baselines.${key}"]
+    return [*entries, *(["weights.shared"] if "backbone" in param_sections(script) else [])]
+
+
+def stage_params(script: Path) -> list[Any]:
+    """What a stage depends on besides code and data, as it stands in dvc.yaml."""
+    entries = computed_with(script)
+    return [*param_sections(script), *([{ENVIRONMENT.as_posix(): entries}] if entries else [])]
+
+
 def is_code(dependency: str) -> bool:
     """Whether a dependency is code and not data."""
-    return dependency.startswith(("src/", "stages/"))
+    return dependency.replace("../", "").startswith(("src/", "stages/"))
 
 
 def main() -> None:
@@ -120,13 +157,16 @@ def main() -> None:
     for name, stage in content["stages"].items():
         script = Path("stages") / f"{name}.py"
         stage = stage.get("do", stage)
+        top = "../" * len(Path(stage.get("wdir", "")).parts)
         data = [dependency for dependency in stage.get("deps", []) if not is_code(dependency)]
         deps = stage["deps"]
         deps.clear()
-        deps.extend(stage_code(script) + data)
-        sections = param_sections(script)
-        if sections:
-            stage["params"] = sections
+        deps.extend([top + path for path in stage_code(script)] + data)
+        params = stage_params(script)
+        if top:  # DVC looks for params.yaml in the stage's own folder
+            params = [{f"{top}params.yaml": params}]
+        if params:
+            stage["params"] = params
         else:
             stage.pop("params", None)
     yaml.dump(content, DVC_FILE)

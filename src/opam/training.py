@@ -22,6 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import cross_entropy
 
+from opam.archive import archive_of
 from opam.artifacts import BOX, atomic, write_json
 from opam.config import Params
 from opam.crops import TrainingCrops, load_ahead
@@ -35,9 +36,10 @@ from opam.distributed import (
 )
 from opam.errors import OpamError, cause
 from opam.models.backbones import Backbone
+from opam.models.weights import state_digest
 from opam.progress import progress
 from opam.ranks import processes, rank
-from opam.resume import RESUME, fingerprint
+from opam.resume import RESUME, Fingerprint, fingerprint, say_thrown_away
 
 CURVES = Path("data/curves")
 TIME = "time.json"
@@ -254,12 +256,12 @@ def train(
         fused=device.type == "cuda",
     )
     first = epoch_samples(0)
-    key = _key(network, first, val_samples, params, seed)
+    inputs = _inputs(network, first, val_samples, params, seed)
 
     checkpoint = RESUME / f"{name}.pt"
     history: list[dict[str, float]] = []
     iteration, seconds = 0, 0.0
-    saved = _read_checkpoint(checkpoint, key)
+    saved = _read_checkpoint(checkpoint, inputs)
     if saved:
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -338,7 +340,7 @@ def train(
             _write_checkpoint(
                 checkpoint,
                 {
-                    "key": key,
+                    "inputs": inputs,
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history,
@@ -460,23 +462,31 @@ class _Batches:
         return images.permute(0, 3, 1, 2), *targets
 
 
-def _key(
+def _inputs(
     network: torch.nn.Module,
     first: pd.DataFrame,
     val: pd.DataFrame,
     params: TrainingParams,
     seed: int,
-) -> str:
+) -> Fingerprint:
     """What a checkpoint must agree with to be resumed."""
-    digest = hashlib.sha256(fingerprint(params, seed).encode())
-    for table in (first, val):
-        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
-    for value in network.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    tables = {
+        name: hashlib.sha256(
+            pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes()
+        ).hexdigest()
+        for name, table in {"training samples": first, "val samples": val}.items()
+    }
+    archives = {archive_of(path) for path in [*first["path"], *val["path"]]} - {None}
+    return fingerprint(
+        *(Path(archive) for archive in sorted(filter(None, archives))),
+        params,
+        seed=seed,
+        **{"the weights to begin with": state_digest(network)},
+        **tables,
+    )
 
 
-def _read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
+def _read_checkpoint(path: Path, inputs: Fingerprint) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -484,7 +494,12 @@ def _read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     except Exception:  # a damaged checkpoint costs time, never the run
         print(f"{path}: unreadable, training starts anew", file=sys.stderr)
         return None
-    return saved if isinstance(saved, dict) and saved.get("key") == key else None
+    before = saved.get("inputs") if isinstance(saved, dict) else None
+    if before != inputs:
+        if rank() == 0:
+            say_thrown_away(path.stem, before, inputs)
+        return None
+    return saved
 
 
 def _write_checkpoint(path: Path, content: dict[str, Any]) -> None:

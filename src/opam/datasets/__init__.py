@@ -18,6 +18,7 @@ from opam.datasets import (
 )
 from opam.datasets.dataset import Dataset
 from opam.datasets.synthetic_birds import SyntheticBirdsParams
+from opam.outside import given_photographs
 
 DatasetName = Literal[
     "synthetic_birds",
@@ -42,8 +43,10 @@ class DatasetParams(Params):
     """Which photographs."""
 
     name: DatasetName = Field(description="whose layout the files have; see README.md")
-    path: str | None = Field(
-        None, description="local folder or archive; null: downloaded where possible, or drawn"
+    path: str = Field(
+        "data/photographs",
+        description="local folder or archive, whose content DVC watches; as it comes, and empty: "
+        "photographs are downloaded where possible, or drawn",
     )
     synthetic_birds: SyntheticBirdsParams = Field(description="what is drawn")
 
@@ -58,7 +61,7 @@ def fetch(params: DatasetParams, raw: Path) -> Path:
     Raises:
         OpamError: it cannot be had; the message says how to provide it.
     """
-    source = Path(params.path).expanduser() if params.path else None
+    source = given_photographs(params.path)
     if params.name == "synthetic_birds":
         return synthetic_birds.fetch(raw, params.synthetic_birds)
     if params.name == "imagefolder":

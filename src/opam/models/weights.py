@@ -1,5 +1,6 @@
 """Weights on disk: one safetensors file, with how to build the network in its header."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,15 @@ def write_weights(path: Path, network: nn.Module, settings: dict[str, Any]) -> N
     metadata = {"opam": json.dumps(settings, sort_keys=True)}
     with atomic(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(state, metadata=metadata))
+
+
+def state_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers, whatever file or package they came from."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_weights(path: Path, build: Build, what: str) -> tuple[Any, dict[str, Any]]:

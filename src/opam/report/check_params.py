@@ -1,11 +1,16 @@
-"""Check a whole parameter file: every section, by the types of the steps that read them.
+"""Check a whole parameter file: every section by its type, and the sections against each other.
 
-Run: ``python -m opam.report.check_params [FILE]``.
+Run: ``python -m opam.report.check_params [FILE]``. The stage ``check_params`` also looks at what
+the parameters name: photographs, weights, layers of the backbone.
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from opam.alignment import SINGLE_PART, AlignmentParams
 from opam.baselines import BaselineParams
@@ -13,20 +18,22 @@ from opam.colocalization import ColocalizationParams
 from opam.config import SECTIONS, params_path, read_yaml, section_of
 from opam.datasets import DatasetParams
 from opam.device import ExecutionParams
+from opam.environment import ENVIRONMENT
 from opam.errors import OpamError, run
 from opam.filtering import FilterParams
 from opam.fusion import FusionParams
 from opam.metrics import EvaluationParams
-from opam.models.backbones import BackboneParams
-from opam.models.systems import read_method
+from opam.models.backbones import Backbone, BackboneParams, penultimate_convolution
+from opam.models.systems import create_system, read_method
 from opam.objects import ObjectParams
+from opam.outside import check_photographs_path, check_weights_path
 from opam.parts import PartParams
 from opam.preparation import PrepareParams
 from opam.probes import ProbeParams
 from opam.proposals import ProposalParams
 from opam.saliency import SaliencyParams
 from opam.scoring import Scoring
-from opam.training import PatchTrainingParams, TrainingParams
+from opam.training import PatchTrainingParams, TrainingParams, freeze_until
 
 TYPES: dict[str, Any] = {
     "seed": int,
@@ -54,30 +61,136 @@ TYPES: dict[str, Any] = {
 }
 
 
-def check(path: Path) -> None:
+RAW = Path("data/raw.zip")
+
+
+def check(path: Path) -> dict[str, Any]:
     """Read every section of ``path``.
+
+    Returns:
+        The sections by name, each of its type.
 
     Raises:
         OpamError: naming everything that is wrong, a line each.
     """
-    problems = []
     content = read_yaml(path)
     found: dict[str, Any] = {}
-    for section in SECTIONS:
+    with told_together() as attempt:
+        for section in SECTIONS:
+            with attempt():
+                found[section] = section_of(content, section, TYPES[section], path)
+        for name, baseline in found.get("baselines", {}).items():
+            with attempt():
+                read_method(name, baseline.system, baseline.method, path)
+        if {"parts", "alignment"} <= found.keys():
+            with attempt():
+                _check_clusters(found["parts"], found["alignment"], path)
+    return found
+
+
+Attempt = Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def told_together() -> Iterator[Attempt]:
+    """Yield what collects the `OpamError` of a with-block; at the end one error tells them all."""
+    problems: list[str] = []
+
+    @contextmanager
+    def attempt() -> Iterator[None]:
         try:
-            found[section] = section_of(content, section, TYPES[section], path)
-            if section == "baselines":
-                for name, baseline in found[section].items():
-                    read_method(name, baseline.system, baseline.method, path)
+            yield
         except OpamError as error:
             problems.append(str(error))
-    if {"parts", "alignment"} <= found.keys():
-        alignment = found["alignment"]
-        single = found["parts"].n_parts == 1
-        if single and alignment.clusters > 1 and alignment.similarity == "contrast":
-            problems.append(f"{path}: {SINGLE_PART}")
+
+    yield attempt
     if problems:
         raise OpamError("\n       ".join(dict.fromkeys(problems)))
+
+
+def _check_clusters(parts: PartParams, alignment: AlignmentParams, path: Path) -> None:
+    if parts.n_parts == 1 and alignment.clusters > 1 and alignment.similarity == "contrast":
+        raise OpamError(f"{path}: {SINGLE_PART}")
+    if alignment.clusters > parts.n_parts:
+        raise OpamError(
+            f"{path}: alignment.clusters is {alignment.clusters}, and a photograph has "
+            f"{parts.n_parts} parts (parts.n_parts); lower the one or raise the other"
+        )
+
+
+def check_outside(params: dict[str, Any], path: Path) -> None:
+    """Look for the photographs and weights that parameters name.
+
+    Args:
+        params: what `check` read.
+        path: of the parameter file, for errors.
+
+    Raises:
+        OpamError: one is not there, or DVC would not see whether it changes; all, a line each.
+    """
+    weights = {"backbone.weights": params["backbone"].weights}
+    for name, baseline in params["baselines"].items():
+        if baseline.backbone is not None:
+            weights[f"baselines.{name}.backbone.weights"] = baseline.backbone.weights
+        if second := baseline.method.get("second_weights"):
+            weights[f"baselines.{name}.method.second_weights"] = second
+    with told_together() as attempt:
+        with attempt():
+            check_photographs_path(params["dataset"].path, RAW)
+        for name, value in weights.items():
+            with attempt():
+                check_weights_path(name, value, ENVIRONMENT)
+
+
+def check_networks(params: dict[str, Any], path: Path) -> None:
+    """Build every network without its weights: what parameters name in it must be there.
+
+    Args:
+        params: what `check` read.
+        path: of the parameter file, for errors.
+
+    Raises:
+        OpamError: no such backbone, layer or convolution, more clusters than neurons, or a system
+            that the backbone cannot serve; all of them, a line each.
+    """
+    with told_together() as attempt:
+        with attempt():
+            backbone = Backbone(params["backbone"].name).eval()
+            with attempt():
+                side = params["colocalization"].input_size
+                with torch.inference_mode():
+                    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+                    backbone.feature_maps(images, params["colocalization"].layer)
+            with attempt():
+                alignment = params["alignment"]
+                convolution, _ = penultimate_convolution(backbone, alignment.convolution)
+                neurons = backbone.body.get_submodule(convolution).out_channels
+                if alignment.clusters > neurons:
+                    raise OpamError(
+                        f"alignment.clusters is {alignment.clusters}, and '{convolution}' has "
+                        f"{neurons} neurons; lower it"
+                    )
+            for name in ("filternet", "classnet", "objectnet", "partnet"):
+                with attempt():
+                    freeze_until(backbone, params[name].frozen_until, name)
+        for name, baseline in params["baselines"].items():
+            with attempt():
+                _check_baseline(name, baseline, params["backbone"], path)
+
+
+def _check_baseline(
+    name: str, baseline: BaselineParams, shared: BackboneParams, path: Path
+) -> None:
+    method = {**baseline.method}
+    if baseline.system == "bcnn":
+        method["second_weights"] = "none"
+    backbone = Backbone((baseline.backbone or shared).name)
+    settings = read_method(name, baseline.system, method, path)
+    create_system(baseline.system, backbone, 2, settings)
+    for step in ("classifier_training", "training"):
+        training = getattr(baseline, step)
+        if training is not None:
+            freeze_until(backbone, training.frozen_until, f"baselines.{name}.{step}")
 
 
 def main() -> None:

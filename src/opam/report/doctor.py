@@ -144,6 +144,7 @@ def params_file() -> Check:
 def data_set() -> Check:
     """The photographs are there, or can be had."""
     from opam.datasets import DatasetParams, read
+    from opam.outside import given_photographs
     from opam.preparation import PrepareParams
 
     params = read_params("dataset", DatasetParams)
@@ -156,13 +157,13 @@ def data_set() -> Check:
             prepare = read_params("prepare", PrepareParams)
             read(params.name, raw, prepare.test_fraction, prepare.seed)
             return Check("data set", "ok", f"{params.name}, in {raw}")
-    if params.path is None and (drawn or downloaded):
+    path = given_photographs(params.path)
+    if path is None and (drawn or downloaded):
         how = "drawn" if drawn else "downloaded"
         return Check("data set", "ok", f"{params.name}, {how} by the first stage")
-    if params.path is None:
+    if path is None:
         advice = "set dataset.path to its folder or archive, or `make pull`"
         return Check("data set", "problem", f"{params.name} is not downloaded; {advice}")
-    path = Path(params.path).expanduser()
     if not path.exists():
         return Check("data set", "problem", f"dataset.path: {path} does not exist; correct it")
     return Check("data set", "ok", f"{params.name}, in {path}")
