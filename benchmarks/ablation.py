@@ -22,7 +22,7 @@ from project import ROOT, copy_project, environment
 
 from opam.artifacts import read_json, read_table
 from opam.fusion import FUSED, by_branch, fuse
-from opam.report.page.gallery import commit
+from opam.lineage import commit
 from opam.report.results import (
     ABLATION,
     ON_VAL,

@@ -15,6 +15,7 @@ from opam.baselines import gflops
 from opam.classifier import Classifier
 from opam.config import read_params
 from opam.device import ExecutionParams
+from opam.lineage import record_look
 from opam.metrics import EvaluationParams, ablation_row, mcnemar_p, pointing_accuracy
 from opam.stage import run
 from opam.training import CURVES, TIME
@@ -99,6 +100,9 @@ def main() -> None:
     for name in names:
         scores = read_table(BASELINES / name / "scores.parquet", "scores")
         regions = read_table(BASELINES / name / "regions.parquet", "regions")
+        of_test = scores[scores["split"] == "test"]
+        answers = np.stack(of_test["probabilities"].to_list()).argmax(1)
+        record_look(name, of_test, float((answers == of_test["label"]).mean()))
         best = regions[regions["rank"] == 0]
         figures = row(name, scores, best, opam_correct, manifest, params, seed)
         cost = read_json(BASELINES / name / "cost.json")

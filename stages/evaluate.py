@@ -19,6 +19,7 @@ from opam.artifacts import (
 )
 from opam.config import read_params
 from opam.fusion import BRANCHES, FUSED, fuse_named
+from opam.lineage import OPAM, record_look
 from opam.metrics import (
     EvaluationParams,
     ablation_row,
@@ -58,6 +59,8 @@ def main() -> None:
         probabilities=list(fused.astype(np.float32)),
     )
     write_table(DATA / "predictions.parquet", "predictions", predictions)
+    of_test = predictions[predictions["split"] == "test"]
+    record_look(OPAM, of_test, float((of_test["fused"] == of_test["label"]).mean()))
 
     test = (images["split"] == "test").to_numpy()
     labels = images["label"].to_numpy()[test]

@@ -3,13 +3,13 @@
 Run by itself: ``python stages/export_bundle.py``.
 """
 
-from importlib.metadata import version
 from pathlib import Path
 
 from opam.artifacts import atomic, read_json, write_json
 from opam.classifier import BUNDLE, FORMAT, NETWORKS
 from opam.colocalization import ColocalizationParams
 from opam.config import Params, read_params
+from opam.lineage import lineage
 from opam.models.backbones import BackboneParams
 from opam.objects import ObjectParams
 from opam.parts import PartParams
@@ -20,7 +20,6 @@ from opam.stage import run
 
 DATA = Path("data")
 OUT = DATA / "bundle"
-PACKAGES = ("opam", "torch", "timm", "numpy", "pillow", "opencv-contrib-python-headless")
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
             **{name: params.model_dump() for name, params in steps.items()},
             "mirrored": read_params("mirrored", bool),
         },
-        "versions": {package: version(package) for package in PACKAGES},
+        "lineage": lineage(),
     }
     for name in NETWORKS.values():
         with atomic(OUT / f"{name}.safetensors") as temporary:

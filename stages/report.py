@@ -23,6 +23,7 @@ from opam.config import read_params
 from opam.device import ExecutionParams
 from opam.errors import OpamError
 from opam.fusion import branch_answers
+from opam.lineage import lineage, looks_at
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
@@ -138,11 +139,13 @@ def main() -> None:
         "exciting": tables.most_exciting(finished.parts, finished.positions(), EXCITING),
         "training": training,
     }
+    made_from = lineage()
     patches = read_batches(DATA / "patch_scores.parquet", "patch_scores")
     content = {
         "params": params,
         "params_text": yaml.safe_dump(params, sort_keys=False, allow_unicode=True),
-        "commit": gallery.commit(),
+        "lineage": made_from,
+        "looks": looks_at(made_from["photographs"]["sha256"]).to_dict("records"),
         "splits": manifest["split"].value_counts().to_dict(),
         "classes": classes,
         "branches": list(answers),

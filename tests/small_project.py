@@ -85,11 +85,17 @@ def project(folder: Path) -> Path:
         else:
             shutil.copy(source, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    git_commit(folder)
+    return folder
+
+
+def git_commit(folder: Path) -> None:
+    """Everything as it is."""
+    for command in (["add", "-A"], ["commit", "-qm", "as it is"]):
         subprocess.run(
             ["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=folder, check=True
         )
-    return folder
 
 
 def script(stage: str) -> list[str]:

@@ -11,8 +11,8 @@ from small_project import ROOT
 
 from opam.artifacts import read_table, write_csv
 from opam.errors import OpamError
+from opam.lineage import commit
 from opam.report import summary
-from opam.report.page.gallery import commit
 from opam.report.results import (
     ABLATION,
     combinations_text,

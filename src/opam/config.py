@@ -39,6 +39,9 @@ SECTIONS = (
     "baselines",
 )
 
+UNTRACKED_SECTIONS = ("execution",)
+"""Sections that say how a stage runs and not what it computes."""
+
 
 class Params(BaseModel):
     """Base of every parameter section: immutable, unknown keys refused, no type coercion."""

@@ -16,12 +16,9 @@ from typing import Any
 import grimp
 from ruamel.yaml import YAML
 
-from opam.config import SECTIONS
+from opam.config import SECTIONS, UNTRACKED_SECTIONS
 from opam.environment import ENVIRONMENT, PACKAGES
 from opam.models.systems import SYSTEMS
-
-UNTRACKED_SECTIONS = ("execution",)
-"""Sections that say how a stage runs and not what it computes."""
 
 DVC_FILE = Path("dvc.yaml")
 
@@ -107,13 +104,18 @@ def param_sections(script: Path) -> list[str]:
     """Names that the script passes to ``read_params``, without `UNTRACKED_SECTIONS`."""
     if script.stem == CHECK:
         return sorted(set(SECTIONS) - set(UNTRACKED_SECTIONS))
-    names = {
-        node.args[0].value
+    calls = [
+        (getattr(node.func, "id", None), node.args)
         for node in ast.walk(ast.parse(script.read_text()))
         if isinstance(node, ast.Call)
-        and getattr(node.func, "id", None) == "read_params"
-        and isinstance(node.args[0], ast.Constant)
+    ]
+    names = {
+        arguments[0].value
+        for name, arguments in calls
+        if name == "read_params" and isinstance(arguments[0], ast.Constant)
     }
+    if ("lineage", []) in calls:
+        names |= set(SECTIONS) - {"baselines"}
     if script.stem == BASELINE:
         names.add("baselines.${key}")
     return sorted(str(name) for name in names if name not in UNTRACKED_SECTIONS)

@@ -150,8 +150,8 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
         path: of the parameter file, for errors.
 
     Raises:
-        OpamError: no such backbone, layer or convolution, more clusters than neurons, or a system
-            that the backbone cannot serve; all of them, a line each.
+        OpamError: no such backbone, layer or convolution, or a system that the
+            backbone cannot serve; all of them, a line each.
     """
     with told_together() as attempt:
         with attempt():
@@ -162,14 +162,7 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
                     images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
                     backbone.feature_maps(images, params["colocalization"].layer)
             with attempt():
-                alignment = params["alignment"]
-                convolution, _ = penultimate_convolution(backbone, alignment.convolution)
-                neurons = backbone.body.get_submodule(convolution).out_channels
-                if alignment.clusters > neurons:
-                    raise OpamError(
-                        f"alignment.clusters is {alignment.clusters}, and '{convolution}' has "
-                        f"{neurons} neurons; lower it"
-                    )
+                penultimate_convolution(backbone, params["alignment"].convolution)
             for name in ("filternet", "classnet", "objectnet", "partnet"):
                 with attempt():
                     freeze_until(backbone, params[name].frozen_until, name)

@@ -24,8 +24,12 @@ def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -
         if box
         else "The data set has no boxes, so that localisation was not measured.\n"
     )
+    lineage = bundle["lineage"]
+    photographs = lineage["photographs"]
     classes = "\n".join(f"- {name}" for name in bundle["classes"])
-    versions = ", ".join(f"{name} {number}" for name, number in bundle["versions"].items())
+    versions = ", ".join(
+        f"{name} {number}" for name, number in bundle["lineage"]["versions"].items()
+    )
     return f"""# Object-Part Attention Model, {len(bundle["classes"])} classes
 
 Tells apart the classes below in photographs that show one object of one of them. It gives the
@@ -54,7 +58,13 @@ frequencies. Measure it on your own photographs before decisions depend on it.
 
     opam predict photographs/ --bundle . --out results.csv
 
-Parameters of every step are in `bundle.json`. Made with {versions}.
+## Made from
+
+{photographs["train"]} photographs for training, {photographs["val"]} for val and
+{photographs["test"]} for test (SHA-256 with labels and splits: `{photographs["sha256"][:16]}`),
+seed {lineage["seed"]}, commit {lineage["commit"] or "not known"}, {versions}. Results on these test
+photographs that were looked at so far, this one included: {lineage["looks_at_test"]}. Every
+parameter is in `bundle.json`.
 
 ## Classes
 

@@ -17,7 +17,7 @@ from opam.artifacts import atomic, read_json, read_table, write_json
 from opam.config import params_path, read_params, read_yaml
 from opam.device import ExecutionParams, prepare_device
 from opam.errors import OpamError, run
-from opam.report.page.gallery import commit
+from opam.lineage import commit
 from opam.report.page.tables import fusion_weights
 from opam.report.tables import SYSTEM_COLUMNS, branch_cells, location_cells, system_cells
 

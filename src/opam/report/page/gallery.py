@@ -1,6 +1,5 @@
 """The data of the page's script, and the files beside the page."""
 
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -211,19 +210,3 @@ def remove_others(folder: Path, written: set[Path]) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path not in written:
             path.unlink()
-
-
-def commit() -> str | None:
-    """The commit that the working folder stands on, and whether its code differs."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "-uno", "src", "stages", "dvc.yaml")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head}, with changes that are not committed" if changed else head
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
