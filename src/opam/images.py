@@ -94,13 +94,13 @@ def image_format(file: BinaryIO, name: str) -> str:
     head = file.read(HEAD)
     file.seek(0)
     if not head:
-        raise NotAPhotograph(name, "the file is empty")
+        raise NotAPhotograph(name, "empty")
     kinds = (kind for kind, start in SIGNATURES.items() if re.match(start, head, re.DOTALL))
     kind = next(kinds, None) or _brand(head)
     if kind is None:
         raise NotAPhotograph(name, "of no known image format")
     if kind == "TIFF" and _is_raw(file, head):
-        raise NotAPhotograph(name, "a camera's raw file, which holds a preview only")
+        raise NotAPhotograph(name, "raw of a camera, with a preview")
     return kind
 
 
