@@ -32,8 +32,9 @@ from opam.datasets import read
 from opam.datasets.dataset import take_over
 from opam.errors import OpamError
 from opam.images import read_image
-from opam.models.backbones import Backbone, BackboneParams, _from_file, create_backbone
+from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network, write_network
+from opam.models.pretrained import read_states
 from opam.preparation import make_manifest
 from opam.report.check_params import check
 
@@ -337,7 +338,7 @@ def test_weights_files(tmp_path: Path, changes: list[Edit], suffix: str) -> None
     else:
         safetensors.torch.save_file(state, path)
     path.write_bytes(spoil(path.read_bytes(), changes))
-    read_or_told(lambda: _from_file(path))
+    read_or_told(lambda: read_states(path))
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
