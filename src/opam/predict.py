@@ -16,7 +16,7 @@ from opam.errors import OpamError
 from opam.fusion import BRANCHES
 from opam.images import NotAPhotograph, ignored, image_format, read_image
 from opam.progress import progress
-from opam.report.panels import COLOURS
+from opam.report.panels import COLOURS, write
 
 BATCH = 8
 """Photographs that go through the networks together."""
@@ -164,14 +164,8 @@ def overlay(image: np.ndarray, found: Classification) -> Image.Image:
         pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
     text = f"{found.class_name} {found.probabilities['fused'].max():.0%}"
     size = max(12, round(image.shape[1] / 30))
-    pen.text(
-        (width * 2, width * 2),
-        text,
-        fill="white",
-        font_size=size,
-        stroke_width=max(1, size // 10),
-        stroke_fill="black",
-    )
+    place, edge = (width * 2, width * 2), max(1, size // 10)
+    write(pen, place, text, size, "white", stroke_width=edge, stroke_fill="black")
     return drawing
 
 
