@@ -48,9 +48,9 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
     rows = list(progress(found, len(images), "checking photographs"))
     columns = ["width", "height", "problem", "largest"]
     checked = pd.DataFrame(rows, columns=columns, index=images.index)
-    told = unused_depth(checked.pop("largest").to_numpy(np.float64))
-    if told:
-        raise OpamError(f"dataset: {told}")
+    largest = checked.pop("largest").astype(float)
+    if told := unused_depth(largest.to_numpy()):
+        raise OpamError(f"{images['path'][largest.first_valid_index()]}: {told}")
     return checked
 
 

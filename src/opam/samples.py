@@ -117,9 +117,9 @@ def unused_depth(largest: np.ndarray) -> str | None:
         return None
     bits, bound = next(each for each in DEPTHS.items() if found.max() <= each[1])
     return (
-        f"{len(found)} photographs have samples of 16 bits, none with a value above {bound} "
-        f"({bits} bits), so they would be dark; scale the values to 0..65535, or save the "
-        "photographs with 8 bits"
+        f"no value is above {bound} ({bits} bits) in it and all other photographs of 16 bits, "
+        f"{len(found)} in all, so they would be dark; scale their values to 0..65535, or save "
+        "them with 8 bits"
     )
 
 
