@@ -35,30 +35,34 @@ def lettering(text: str, size: int) -> tuple[str, Font]:
         size: of the font, in pixels.
     """
     text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
-    text = "".join(
-        " " if unicodedata.category(each) == "Cc" and each != "\n" else each for each in text
-    )
+    text = "".join(" " if _is_blank(each) and each != "\n" else each for each in text)
     own = ImageFont.load_default(size)
     letters = frozenset(each for each in text if _is_drawn(each))
     if not isinstance(own, ImageFont.FreeTypeFont):  # Pillow without FreeType has Latin 1
         return text.encode("latin-1", "replace").decode("latin-1"), own
-    if not (letters - _own_letters(letters)):
-        return text, own
+    if letters <= _own_letters(letters):
+        return "".join(each for each in text if each in letters or _is_blank(each)), own
     path = _font_with(letters)
     if path is not None:
         return text, ImageFont.truetype(path, size)
     _tell_once()
-    latin = "".join(each if each in _own_letters(letters) else _latin(each) for each in text)
-    return latin, own
+    known = _own_letters(letters)
+    return "".join(each if each in known else _latin(each) for each in text), own
 
 
 def _latin(letter: str) -> str:
-    return letter if letter == "\n" else anyascii(letter) or ("?" if _is_drawn(letter) else "")
+    if _is_drawn(letter):
+        return anyascii(letter) or "?"
+    return letter if _is_blank(letter) else ""
+
+
+def _is_blank(letter: str) -> bool:
+    return letter.isspace() or unicodedata.category(letter) == "Cc"
 
 
 def _is_drawn(letter: str) -> bool:
     """Whether a font must have it: no space, and no mark that only steers the layout."""
-    return not letter.isspace() and unicodedata.category(letter) != "Cf"
+    return not _is_blank(letter) and unicodedata.category(letter) != "Cf"
 
 
 @lru_cache(maxsize=4096)
