@@ -148,11 +148,12 @@ def read_states(path: Path) -> list[State]:
 def _why(error: Exception) -> str:
     """The cause without torch's advice, which is to run what the file holds."""
     said = one_line(error)
-    if found := re.search(r"(?:GLOBAL|class) (\S+) was not an allowed|instantiate (\S+)", said):
-        return f"it holds a Python object, {found[1] or found[2]}, which is never run"
+    if found := re.search(r"GLOBAL (\S+)", said):
+        return f"it holds a Python object, {found[1]}, which is never run"
     if "TorchScript" in said:
         return "it is a TorchScript program"
-    return cause(ValueError(said.rpartition("WeightsUnpickler error: ")[2]))
+    said = re.split(r"WeightsUnpickler error: |from a trusted source\. ", said)[-1]
+    return cause(ValueError(said.partition("Check the documentation")[0]))
 
 
 def _states(content: Any, depth: int) -> Iterator[State]:
