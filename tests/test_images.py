@@ -352,6 +352,13 @@ def tiff(values: np.ndarray, white_is_zero: bool = False, **tags: float) -> byte
     return content.replace(entry, struct.pack("<HHIH", 262, 3, 1, 0))
 
 
+def signed(content: bytes) -> bytes:
+    """With SampleFormat in the place of a tag that a grey image can lack."""
+    entry = struct.pack("<HHIH", 284, 3, 1, 1)
+    assert entry in content
+    return content.replace(entry, struct.pack("<HHIH", 339, 3, 1, 2))
+
+
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 STEPS = np.arange(256).reshape(16, 16)
 
@@ -368,6 +375,7 @@ STEPS = np.arange(256).reshape(16, 16)
         tiff(STEPS.astype(np.int32) * 257),
         tiff(STEPS.astype(np.int32) * 4000, largest=4000 * 255),
         tiff(STEPS.astype(np.uint16) * 257),
+        signed(tiff(np.rint(RAMP * 32767).astype(np.uint16))),
         tiff(np.rint(RAMP * 4095).astype(np.uint16), unsigned_largest=4095),
         tiff(np.rint(RAMP * 4095).astype(np.uint16), unsigned_largest=4001),
         tiff(STEPS[::-1, ::-1].astype(np.uint16) * 257, white_is_zero=True),
@@ -444,3 +452,25 @@ def test_lab_becomes_rgb() -> None:
     red, green, blue = decode_image(saved("TIFF", lab), "a").reshape(-1, 3).mean(0)
     assert red > 200
     assert max(green, blue) < 60
+
+
+def test_colours_of_sixteen_bits_in_planes_are_refused() -> None:
+    """Pillow reads them as 8 bits. By hand: it writes neither."""
+    entries = [
+        (256, 3, 1, 8),
+        (257, 3, 1, 6),
+        (258, 3, 3, 200),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 3, 206),
+        (277, 3, 1, 3),
+        (278, 3, 1, 6),
+        (279, 4, 3, 218),
+        (284, 3, 1, 2),
+    ]
+    content = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    content += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    content = content.ljust(200, b"\0")
+    content += struct.pack("<3H3I3I", 16, 16, 16, 230, 326, 422, 96, 96, 96) + bytes(288)
+    with pytest.raises(OpamError, match="16-bit colours in uncompressed planes"):
+        decode_image(content, "a")

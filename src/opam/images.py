@@ -192,12 +192,17 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int | None]:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise OpamError(f"{name}: {pixels} pixels, more than {MAX_PIXELS}; scale it down")
+            bits = _bits(image, content)
+            first = image.tile[0].args if image.tile else None
+            if bits == 16 and isinstance(first, tuple) and first[:1] == ("R",):
+                # Pillow reads these as 8 bits, into noise.
+                raise _undecodable(name, "a TIFF with 16-bit colours in uncompressed planes")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if is_wide(image):
                 grey, largest = eight_bits(image, name)
                 return np.asarray(grey.convert("RGB")), largest
-            return np.asarray(to_rgb(image)), colour_largest(image, _bits(image, content))
+            return np.asarray(to_rgb(image)), colour_largest(image, bits)
     except OpamError:
         raise
     except UnidentifiedImageError:

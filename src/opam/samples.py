@@ -2,8 +2,8 @@
 
 The range is what the file states: the bits of a sample, or a TIFF's tags SMinSampleValue and
 SMaxSampleValue (else MinSampleValue and MaxSampleValue). Where it states none, 16-bit samples
-reach from 0 to 65535; floats in 0..1 from 0 to 1; other floats and 32-bit integers from 0 to 255
-or 65535, whichever holds them. What fits none of these is refused.
+reach from 0 to 65535, signed ones to 32767; floats in 0..1 from 0 to 1; other floats and 32-bit
+integers from 0 to 255 or 65535, whichever holds them. What fits none of these is refused.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ LEAST, LARGEST = (340, 280), (341, 281)
 """TIFF tags; of two, the first that is there counts."""
 
 WHITE_IS_ZERO, SIGNED = 0, 2
-FULL = 65535.0
+FULL, FULL_SIGNED = 65535.0, 32767.0
 
 UNCLEAR = 16
 """Floats that end between 1 and here may be 0..1 with highlights, or a black 0..255."""
@@ -54,11 +54,12 @@ def eight_bits(image: Image.Image, name: str) -> tuple[Image.Image, int | None]:
     if not np.isfinite(values).all():
         raise OpamError(f"{name}: holds values that are no numbers (NaN or infinite); replace them")
     stated = stated_range(image)
-    low, high = stated or _guessed_range(values, image.mode, name)
+    signed = bool(tags) and _number(tags, SAMPLE_FORMAT) == SIGNED and _number(tags, BITS) == 16
+    low, high = stated or _guessed_range(values, "I;16S" if signed else image.mode, name)
     scaled = np.clip(np.rint((values - low) / ((high - low) / 255)), 0, 255).astype(np.uint8)
     if _number(tags, PHOTOMETRIC) == WHITE_IS_ZERO:
         scaled = 255 - scaled
-    guessed = stated is None and high == FULL
+    guessed = stated is None and high in (FULL, FULL_SIGNED)
     return Image.fromarray(scaled), int(values.max(initial=0)) if guessed else None
 
 
@@ -82,8 +83,8 @@ def stated_range(image: Image.Image) -> tuple[float, float] | None:
 
 def _guessed_range(values: np.ndarray, mode: str, name: str) -> tuple[float, float]:
     least, largest = (float(end(values, initial=0)) for end in (np.min, np.max))
-    if mode.startswith("I;16"):
-        return 0.0, FULL
+    if mode.startswith("I;16") and least >= 0:
+        return 0.0, FULL_SIGNED if mode == "I;16S" else FULL
     floats = mode == "F"
     if least >= 0 and floats and largest <= 1:
         return 0.0, 1.0
