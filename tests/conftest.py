@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +32,19 @@ def photographs(tmp_path: Path) -> pd.DataFrame:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """All stages on a few drawn birds."""
     return run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def system_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The folders that are searched for fonts: none, until a test appends some."""
+    from opam.report import fonts
+
+    caches = (fonts._own_letters, fonts._font_with, fonts._first_font)
+    caches += (fonts._system_fonts, fonts._tell_once)
+    folders: list[Path] = []
+    monkeypatch.setattr(fonts, "font_folders", lambda: folders)
+    for each in caches:
+        each.cache_clear()
+    yield folders
+    for each in caches:
+        each.cache_clear()

@@ -1,11 +1,13 @@
 """What comes from outside, spoiled in thousands of ways: it is read, or told as an `OpamError`."""
 
+import argparse
 import io
 import os
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +34,9 @@ from opam.datasets import read
 from opam.datasets.dataset import take_over
 from opam.errors import OpamError
 from opam.images import read_image
-from opam.models.backbones import Backbone, BackboneParams, _from_file, create_backbone
+from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network, write_network
+from opam.models.pretrained import read_states
 from opam.preparation import make_manifest
 from opam.report.check_params import check
 
@@ -147,17 +150,18 @@ def test_the_packed_data_set(tmp_path: Path, data: st.DataObject) -> None:
     read_or_told(every_image)
 
 
+@cache
 def picture(kind: str, mode: str) -> bytes:
     rng = np.random.default_rng(0)
     bands = len(Image.new(mode, (1, 1)).getbands())
-    dtype = np.uint16 if mode.startswith("I;16") else np.uint8
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(mode, np.uint8)
     shape = (12, 17) if bands == 1 else (12, 17, bands)
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
     pixels = rng.integers(0, 256, shape).astype(dtype)
     image = Image.fromarray(pixels) if mode != "CMYK" else Image.fromarray(pixels, mode)
-    image.save(stream, kind, **({"exif": exif} if kind != "BMP" else {}))
+    image.save(stream, kind, **({"exif": exif} if kind not in ("BMP", "JPEG2000") else {}))
     return stream.getvalue()
 
 
@@ -172,6 +176,11 @@ PICTURES = [
     ("WEBP", "RGB"),
     ("GIF", "L"),
     ("BMP", "RGB"),
+    ("TIFF", "F"),
+    ("TIFF", "I"),
+    ("PPM", "RGB"),
+    ("JPEG2000", "RGB"),
+    ("AVIF", "RGB"),
 ]
 
 
@@ -331,13 +340,14 @@ def test_networks_with_odd_settings(network: bytes, tmp_path: Path, settings_of:
 @given(changes=edits, suffix=st.sampled_from([".pth", ".safetensors"]))
 def test_weights_files(tmp_path: Path, changes: list[Edit], suffix: str) -> None:
     state = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    beside = {"args": argparse.Namespace(lr=0.1), "metric": np.float64(0.5)}
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
-        torch.save(state, path)
+        torch.save({"state_dict": state, **beside}, path)
     else:
         safetensors.torch.save_file(state, path)
     path.write_bytes(spoil(path.read_bytes(), changes))
-    read_or_told(lambda: _from_file(path))
+    read_or_told(lambda: read_states(path))
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:

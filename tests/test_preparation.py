@@ -140,3 +140,37 @@ def test_the_stages_stop_or_record_what_they_skip(tmp_path: Path, on_bad_image: 
     manifest = read_table(tmp_path / "data/manifest.parquet", "manifest")
     assert len(manifest) == 8
     assert read_json(tmp_path / "data/classes.json") == ["auk", "crow"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "told"),
+    [
+        ([4095, 3000], "no value is above 4095 (12 bits) in it and all other photographs of 16"),
+        ([1000], "no value is above 1023 (10 bits)"),
+        ([16000, 255], "no value is above 16383 (14 bits)"),
+        ([255], "no value is above 255 (8 bits)"),
+        ([4095, 20000], None),
+        ([65535], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_that_are_never_used_are_told(
+    tmp_path: Path, kind: str, largest: list[int], told: str | None
+) -> None:
+    paths = [str(tmp_path / "a.jpg")]
+    Image.new("RGB", (8, 6)).save(paths[0])
+    for number, value in enumerate(largest):
+        paths.append(str(tmp_path / str(number)))
+        values = np.linspace(0, value, 48).astype(np.uint16).reshape(6, 8)
+        Image.fromarray(values).save(paths[-1], kind)
+    table = pd.DataFrame({"path": paths})
+    if told is None:
+        checked = check_photographs(table, 1)
+        assert list(checked) == ["width", "height", "problem"]
+        assert (checked["problem"] == "").all()
+        return
+    with pytest.raises(OpamError) as raised:
+        check_photographs(table, 1)
+    assert str(raised.value).startswith(f"{paths[1]}: {told}")
+    assert f"{len(largest)} in all" in str(raised.value)

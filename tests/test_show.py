@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from opam import cli
 from opam.artifacts import read_table
 from opam.errors import OpamError
-from opam.report.panels import HEIGHT, WIDTH, font, sheet, wrapped
+from opam.report.fonts import lettering
+from opam.report.panels import HEIGHT, WIDTH, sheet, wrapped
 from opam.report.show import STEPS, Photograph, closest, open_photograph, probabilities, show
 
 pytestmark = pytest.mark.slow
@@ -135,4 +136,4 @@ def test_photographs_of_any_shape(manifest: pd.DataFrame, size: tuple[int, int])
 def test_captions_are_broken_between_words() -> None:
     lines = wrapped("some words that do not fit into one line of so few pixels", 14, 100)
     assert len(lines) > 3
-    assert all(font(14).getlength(line) <= 100 for line in lines)
+    assert all(lettering(line, 14)[1].getlength(line) <= 100 for line in lines)

@@ -279,7 +279,8 @@ def as_array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     """uint8 H x W x 3, RGB.
 
     Raises:
-        OpamError: the file cannot be read, or the array has another shape or type.
+        OpamError: the file cannot be read, the array has another shape or type, or a Pillow image
+            has samples of unknown range (`opam.samples`).
     """
     if isinstance(image, str | Path):
         return read_image(image)

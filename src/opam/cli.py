@@ -72,12 +72,14 @@ def predict(
     exit code is 1.
     """
     from opam.classifier import Classifier
-    from opam.predict import find_photographs, table_of, write_rows
+    from opam.predict import find_photographs, summary, table_of, write_rows
     from opam.predict import predict as rows_of
 
     if out is not None and out.suffix not in FORMATS:
         raise OpamError(f"{out}: cannot tell the format; end it in {', '.join(FORMATS)}")
-    paths = find_photographs(photographs)
+    paths, left_out = find_photographs(photographs)
+    if left_out:
+        print(f"left out: {summary(left_out)}", file=sys.stderr)
     rows = list(rows_of(Classifier.load(bundle, device.value), paths, top, overlay, quiet))
     if out is None:
         print(table_of(rows).to_csv(index=False), end="")

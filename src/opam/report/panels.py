@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from opam.report.fonts import lettering
 
 WIDTH, HEIGHT = 440, 340
 """Pixels that a panel's picture may have."""
@@ -88,10 +91,11 @@ class Sketch:
         """Write into the upper left corner of a box."""
         pen = ImageDraw.Draw(self.picture)
         x0, y0, _, _ = self._scaled(box)
-        around = pen.textbbox((x0 + 5, y0 + 4), text, font=font(SMALL))
+        text, font = lettering(text, SMALL)
+        around = pen.textbbox((x0 + 5, y0 + 4), text, font=font)
         left = max(0, min(0, self.size[0] - round(around[2]) - 3))
         pen.rectangle((around[0] - 3 + left, around[1] - 2, around[2] + 3, around[3] + 2), "black")
-        pen.text((x0 + 5 + left, y0 + 4), text, fill=colour, font=font(SMALL))
+        pen.text((x0 + 5 + left, y0 + 4), text, fill=colour, font=font)
 
     def _scaled(self, box: Sequence[int] | np.ndarray) -> tuple[int, int, int, int]:
         """The box in pixels of the picture, both corners inside it, x1 and y1 included."""
@@ -114,13 +118,13 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]], colours: Sequence[str]) ->
     number = 60
     top = 0
     for name, values in rows:
-        pen.text((0, top), name, fill=INK, font=font(SMALL))
+        write(pen, (0, top), name, SMALL, INK)
         top += SMALL + 6
         for value, colour in zip(values, colours, strict=True):
             length = round(value * (WIDTH - number))
             pen.rectangle((0, top, max(length, 1), top + height - 2), fill=colour)
             place = (max(length, 1) + 5, top + height / 2 - 1)
-            pen.text(place, f"{value:.1%}", fill=GREY, font=font(11), anchor="lm")
+            write(pen, place, f"{value:.1%}", 11, GREY, anchor="lm")
             top += height
         top += 4
     return picture
@@ -132,7 +136,7 @@ def remark(text: str) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     lines = "\n".join(wrapped(text, SMALL, WIDTH - 2 * MARGIN))
     place = (WIDTH / 2, HEIGHT / 2)
-    pen.multiline_text(place, lines, GREY, font(SMALL), anchor="mm", align="center", spacing=6)
+    write(pen, place, lines, SMALL, GREY, anchor="mm", align="center", spacing=6)
     return picture
 
 
@@ -145,31 +149,40 @@ def sheet(heading: str, panels: Sequence[Panel], columns: int = 3) -> Image.Imag
     size = (MARGIN + columns * cell[0], top + rows * cell[1])
     picture = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((MARGIN, MARGIN), heading, fill=INK, font=font(LARGE))
+    write(pen, (MARGIN, MARGIN), heading, LARGE, INK)
     for index, panel in enumerate(panels):
         x = MARGIN + index % columns * cell[0]
         y = top + index // columns * cell[1]
-        pen.text((x, y), panel.title, fill=INK, font=font(MEDIUM))
+        write(pen, (x, y), panel.title, MEDIUM, INK)
         y += MEDIUM + 10
         picture.paste(panel.picture, (x, y))
         y += panel.picture.height + 8
         lines = wrapped(panel.caption, SMALL, WIDTH)[:LINES]
-        pen.multiline_text((x, y), "\n".join(lines), GREY, font(SMALL), spacing=5)
+        write(pen, (x, y), "\n".join(lines), SMALL, GREY, spacing=5)
     return picture
 
 
+def write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    size: int,
+    colour: str,
+    **options: Any,
+) -> None:
+    """Write text of any script (`opam.report.fonts`); ``options`` are Pillow's."""
+    text, font = lettering(text, size)
+    pen.text(place, text, fill=colour, font=font, **options)
+
+
 def wrapped(text: str, size: int, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels, broken between words."""
+    """Lines of at most ``width`` pixels, broken between words; as `lettering` has the text."""
+    text, font = lettering(text, size)
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font(size).getlength(longer) > width:
+        if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font."""
-    return ImageFont.load_default(size)

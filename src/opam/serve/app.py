@@ -37,9 +37,6 @@ except ImportError as error:
 
 PAGE = Path(__file__).with_name("page.html")
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""Of photographs. Pillow knows more, of which some start other programs."""
-
 TOP = 5
 """Classes in an answer."""
 
@@ -88,7 +85,7 @@ def create_app(classifier: Classifier, max_bytes: int) -> FastAPI:
     def classify(content: bytes) -> dict[str, Any]:
         with one_at_a_time:  # decoding too: the largest that is let through takes 5 GB
             try:
-                image = decode_image(content, "The photograph", FORMATS)
+                image = decode_image(content, "The photograph")
             except OpamError as error:
                 raise HTTPException(400, str(error)) from None
             try:
