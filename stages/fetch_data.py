@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opam.archive import pack
 from opam.config import read_params
-from opam.datasets import DatasetParams, fetch
+from opam.datasets import DatasetParams, fetch, wanted
 from opam.resume import RESUME
 from opam.stage import run
 
@@ -17,12 +17,12 @@ UNPACKED = RESUME / "unpacked"
 
 
 def main() -> None:
-    """Write data/raw.zip: every file of the data set, as its publisher lays it out."""
+    """Write data/raw.zip: the files of the data set, as its publisher lays them out."""
     params = read_params("dataset", DatasetParams)
     shutil.rmtree(UNPACKED, ignore_errors=True)
     UNPACKED.mkdir(parents=True)
     try:
-        pack(fetch(params, UNPACKED), RAW)
+        pack(fetch(params, UNPACKED), RAW, wanted(params))
     finally:
         shutil.rmtree(UNPACKED, ignore_errors=True)
 

@@ -29,12 +29,13 @@ from opam.artifacts import (
     write_table,
 )
 from opam.datasets import read
-from opam.datasets.dataset import take_over
+from opam.datasets.source import take_over
+from opam.datasets.table_rows import TableColumns
 from opam.errors import OpamError
 from opam.images import read_image
 from opam.models.backbones import Backbone, BackboneParams, _from_file, create_backbone
 from opam.models.cam_network import CamNetwork, read_network, write_network
-from opam.preparation import make_manifest
+from opam.preparation import draw_test, make_manifest
 from opam.report.check_params import check
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,8 @@ def test_files_of_data_sets(
             to.writestr(zipfile.ZipInfo(file, FIRST_DATE), content)
 
     def manifest() -> pd.DataFrame:
-        images = read(name, archive, 0.3, 0).images  # type: ignore[arg-type]
+        images = read(name, archive, TableColumns()).images  # type: ignore[arg-type]
+        images = draw_test(images, 0.3, 0)
         return make_manifest(images.assign(width=40, height=30), 0.5, 0)[0]
 
     found = read_or_told(manifest)
@@ -141,7 +143,7 @@ def test_the_packed_data_set(tmp_path: Path, data: st.DataObject) -> None:
     archive.write_bytes(spoil(archive.read_bytes(), data.draw(edits)))
 
     def every_image() -> None:
-        for path in read("imagefolder", archive, 0.3, 0).images["path"]:
+        for path in read("imagefolder", archive, TableColumns()).images["path"]:
             read_image(path)
 
     read_or_told(every_image)

@@ -1,7 +1,7 @@
 """Photographs: every file becomes an upright RGB array, the same everywhere."""
 
 import io
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -11,6 +11,27 @@ from opam.errors import OpamError, cause
 
 MAX_PIXELS = 100_000_000
 """Larger photographs are refused: a small file can unpack to fill the memory."""
+
+
+PROGRAMS_OWN = {
+    "@eadir",
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "lost+found",
+    "__pycache__",
+}
+"""Files and folders, in lower case, that programs leave among photographs."""
+
+
+class NotAPhotograph(OpamError):  # noqa: N818, it is no error in a folder
+    """A file whose content is of no image format."""
+
+
+def ignored(path: PurePath) -> bool:
+    """Whether a file is hidden or a program's own, or lies in such a folder."""
+    return any(part.startswith(".") or part.lower() in PROGRAMS_OWN for part in path.parts)
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -49,7 +70,8 @@ def decode_image(content: bytes, name: str, formats: tuple[str, ...] | None = No
         uint8 H x W x 3, RGB.
 
     Raises:
-        OpamError: truncated, not an image, or more than `MAX_PIXELS` pixels.
+        NotAPhotograph: of no image format.
+        OpamError: truncated, or more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
@@ -61,7 +83,7 @@ def decode_image(content: bytes, name: str, formats: tuple[str, ...] | None = No
     except OpamError:
         raise
     except UnidentifiedImageError:
-        raise _undecodable(name, "of no known image format") from None
+        raise NotAPhotograph(str(_undecodable(name, "of no known image format"))) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise _undecodable(name, cause(error)) from None
 

@@ -1,0 +1,120 @@
+"""Labels in a table: a CSV or parquet file beside the photographs, a row a photograph."""
+
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from opam.archive import inside, names, nfc
+from opam.artifacts import GT_BOX
+from opam.datasets.dataset import Dataset, dataset, unlisted
+from opam.datasets.source import take_over
+from opam.datasets.table_rows import PARQUET, TableColumns, coarse_labels, parse, read_rows
+from opam.errors import OpamError
+from opam.images import ignored
+
+TABLES = {".csv", ".tsv", *PARQUET}
+
+
+def fetch(raw: Path, source: Path | None, columns: TableColumns) -> Path:
+    """The folder that holds the table and the photographs.
+
+    Args:
+        raw: where an archive is unpacked.
+        source: the table, its folder, or an archive of that.
+        columns: of the table.
+
+    Raises:
+        OpamError: no source, or as `read`: what is wrong is told before anything is packed.
+    """
+    if source is None:
+        raise OpamError("dataset.path: give the table (CSV or parquet), or the folder it lies in")
+    if _is_table(source):
+        return source.parent
+    folder = take_over(source, raw)
+    _photographs(folder / _only_table(folder, _files_below(folder)), columns)
+    return folder
+
+
+def wanted(source: Path | None, columns: TableColumns) -> list[Path] | None:
+    """What is packed of the folder of a table that is given itself: it, and what it lists.
+
+    Returns:
+        The files, or None: all of the folder, or of the archive, that was given.
+
+    Raises:
+        OpamError: as `read`.
+    """
+    if source is None or not _is_table(source):
+        return None
+    return [source, *_photographs(source, columns)]
+
+
+def _is_table(source: Path) -> bool:
+    return source.is_file() and source.suffix.lower() in TABLES
+
+
+def _photographs(table: Path, columns: TableColumns) -> list[Path]:
+    try:
+        content = table.read_bytes()
+    except OSError as error:
+        raise OpamError(f"{table}: cannot be read ({error.strerror}); correct it") from None
+    found = {nfc(name): table.parent / name for name in _files_below(table.parent)}
+    return read_rows(table, parse(table, content), columns, found)[0]["path"].tolist()
+
+
+def read(raw: zipfile.Path, columns: TableColumns) -> Dataset:
+    """Read the one table that lies uppermost.
+
+    Args:
+        raw: with the table, and the photographs below its folder.
+        columns: of the table.
+
+    Raises:
+        OpamError: no table or several, columns missing, or rows that are wrong: all are listed.
+    """
+    listed = [str(name) for name in names(raw) if not ignored(name)]
+    at = PurePosixPath(_only_table(raw, listed))
+    table = raw / str(at)
+    root = inside(raw, at.parent)
+    found = {
+        nfc(str(name)): str(root / str(name))
+        for name in names(root)
+        if (root / str(name)).is_file()
+    }
+    rows, used = read_rows(table, parse(table, table.read_bytes()), columns, found)
+    data = dataset(
+        rows[["image_id", "path", "class_name", "split", "group"]],
+        boxes=rows[["image_id", *GT_BOX]].dropna(),
+        coarse_labels=coarse_labels(rows),
+        skipped=unlisted([*rows["path"], str(table)], root),
+    )
+    said = used.model_dump(exclude_none=True).items()
+    layout = ", ".join(f"{role} from {column}" for role, column in said)
+    return replace(data, layout=f"table {table}: {layout}")
+
+
+def _only_table(folder: object, files: Iterable[str]) -> str:
+    """The one table among files that lies uppermost."""
+    tables = [name for name in files if PurePosixPath(name).suffix.lower() in TABLES]
+    depth = min((name.count("/") for name in tables), default=0)
+    uppermost = [name for name in tables if name.count("/") == depth]
+    if not uppermost:
+        raise OpamError(f"{folder}: holds no table ({', '.join(sorted(TABLES))}); add it")
+    if len(uppermost) > 1:
+        raise OpamError(
+            f"{folder}: holds {len(uppermost)} tables ({', '.join(sorted(uppermost)[:3])}); give "
+            "the one that counts as dataset.path, or keep only that"
+        )
+    return uppermost[0]
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Paths of the files below a folder, relative to it, without hidden and programs' files."""
+    found = []
+    for parent, inner, file_names in os.walk(folder):
+        inner[:] = [name for name in inner if not ignored(PurePosixPath(name))]
+        at = Path(parent).relative_to(folder)
+        found += [(at / name).as_posix() for name in file_names if not ignored(PurePosixPath(name))]
+    return sorted(found)
