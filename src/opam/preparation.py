@@ -207,5 +207,5 @@ def summary(manifest: pd.DataFrame, given: set[str], skipped: pd.DataFrame) -> l
         )
     reasons = skipped.groupby("reason").size()
     left_out = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
-    lines.append(f"left out: {left_out}" if left_out else "left out: none")
+    lines.append(f"left out: {left_out}; see data/skipped.csv" if left_out else "left out: none")
     return lines

@@ -55,6 +55,13 @@ def read(raw: zipfile.Path) -> Dataset:
             splits among class folders; train or test missing, or there twice.
     """
     whole, _ = read_tree(raw)
+    every = all_files(whole, PurePosixPath())
+    flat = next((name for name in every if "\\" in str(name)), None)
+    if flat:
+        raise OpamError(
+            f"{raw}: holds files with backslashes in their names ('{flat}'), unpacked by a tool "
+            "that took these for no folders; give the archive itself, or unpack it anew"
+        )
     top, at = unwrap(whole, PurePosixPath())
     names = list(folders(top))
     looked_through = inside(raw, at)
@@ -67,7 +74,7 @@ def read(raw: zipfile.Path) -> Dataset:
     images = pd.DataFrame(rows, columns=["image_id", "class_name", "split"])
     images["path"] = [str(looked_through / image_id) for image_id in images["image_id"]]
     listed = {at / image_id for image_id in images["image_id"]}
-    beside = [str(name) for name in all_files(whole, PurePosixPath()) if name not in listed]
+    beside = [str(name) for name in every if name not in listed]
     data = dataset(images, skipped=skipped_files(beside, UNEXPECTED))
     return replace(data, layout=layout, listed=False)
 
@@ -76,12 +83,6 @@ def _by_split(top: Tree, folder: zipfile.Path) -> bool:
     """Whether the folders at the top are splits; what may be both is refused."""
     there = folders(top)
     if not there:
-        flat = next((name for name in files(top) if "\\" in name), None)
-        if flat:
-            raise OpamError(
-                f"{folder}: holds files with backslashes in their names ('{flat}'), unpacked by "
-                "a tool that took them for no folders; give the archive itself, or unpack it anew"
-            )
         raise OpamError(f"{folder}: holds no class folders; put photographs into CLASS/ folders")
     words = [name for name in there if split_of(name)]
     deep = [name for name in words if folders(there[name])]
