@@ -30,7 +30,7 @@ from opam.artifacts import (
 )
 from opam.datasets import read
 from opam.datasets.source import take_over
-from opam.datasets.table_rows import TableColumns
+from opam.datasets.table_rows import TableColumns, parse, read_rows
 from opam.errors import OpamError
 from opam.images import read_image
 from opam.models.backbones import Backbone, BackboneParams, _from_file, create_backbone
@@ -131,6 +131,44 @@ def test_files_of_data_sets(
     if isinstance(found, pd.DataFrame):
         inside = tuple(f"{archive}/{file}" for file in files)
         assert all(path in inside for path in found["path"])
+
+
+def tables_of_labels() -> dict[str, bytes]:
+    table = pd.DataFrame(
+        {
+            "image": ["a/0.jpg", "b/0.jpg", "b/1.jpg"],
+            "label": ["auk", "crow", "crow"],
+            "split": ["train", "train", "test"],
+            "x0": [1, 2, 3],
+            "y0": [1, 2, 3],
+            "x1": [9, 9, 9],
+            "y1": [9, 9.5, 9],
+            "label_1": ["bird", "bird", "bird"],
+        }
+    )
+    parquet = io.BytesIO()
+    table.to_parquet(parquet)
+    csv = table.to_csv(index=False)
+    return {
+        "a.csv": csv.encode(),
+        "b.csv": csv.replace(",", ";").encode("utf-8-sig"),
+        "c.parquet": parquet.getvalue(),
+    }
+
+
+@cases(1500)
+@given(name=st.sampled_from(sorted(tables_of_labels())), changes=edits)
+def test_tables_of_labels(name: str, changes: list[Edit]) -> None:
+    there = {path: path for path in ("a/0.jpg", "b/0.jpg", "b/1.jpg")}
+    content = spoil(tables_of_labels()[name], changes)
+
+    def rows() -> pd.DataFrame:
+        return read_rows(name, parse(name, content), TableColumns(), there)[0]
+
+    found = read_or_told(rows)
+    if isinstance(found, pd.DataFrame):
+        assert set(found["path"]) <= set(there)
+        assert found["class_name"].all()
 
 
 @cases(500)

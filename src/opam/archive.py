@@ -136,11 +136,20 @@ def read_file(path: Path | str) -> bytes:
 
 def names(folder: zipfile.Path) -> list[PurePosixPath]:
     """Everything below a folder of an archive, relative to it; folders only where empty."""
+    return [PurePosixPath(name) for name in _below(folder)]
+
+
+def files(folder: zipfile.Path) -> list[PurePosixPath]:
+    """Every file below a folder of an archive, relative to it."""
+    return [PurePosixPath(name) for name in _below(folder) if not name.endswith("/")]
+
+
+def _below(folder: zipfile.Path) -> list[str]:
     prefix = folder.at
     # Its list of names has folders too that no entry stands for.
     every = (member.filename for member in folder.root.infolist())
     found = (name for name in every if name.startswith(prefix))
-    return [PurePosixPath(name.removeprefix(prefix)) for name in found if name != prefix]
+    return [name.removeprefix(prefix) for name in found if name != prefix]
 
 
 def inside(folder: zipfile.Path, at: PurePosixPath) -> zipfile.Path:

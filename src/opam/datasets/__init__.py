@@ -7,7 +7,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
-from opam.archive import names, open_archive
+from opam.archive import files, open_archive
 from opam.config import Params
 from opam.datasets import (
     cub200,
@@ -110,6 +110,6 @@ def read(name: DatasetName, archive: Path, columns: TableColumns) -> Dataset:
         data = imagefolder.read(raw)
     else:
         data = PUBLISHED[name].read(raw)
-    hidden = [str(path) for path in names(raw) if ignored(path) and (raw / str(path)).is_file()]
+    hidden = [str(path) for path in files(raw) if ignored(path)]
     skipped = pd.concat([data.skipped, skipped_files(hidden, HIDDEN)])
     return replace(data, skipped=skipped.sort_values("path", ignore_index=True))

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from opam.archive import inside, names, nfc
+from opam.archive import files, inside, names, nfc
 from opam.artifacts import GT_BOX
 from opam.errors import OpamError, cause
 from opam.images import ignored
@@ -121,10 +121,8 @@ def unlisted(paths: Iterable[str], *folders: zipfile.Path) -> pd.DataFrame:
     found = [
         f"{folder.at}{name}"
         for folder in folders
-        for name in names(folder)
-        if not ignored(name)
-        and str(folder / str(name)) not in known
-        and (folder / str(name)).is_file()
+        for name in files(folder)
+        if not ignored(name) and f"{folder}{name}" not in known
     ]
     return skipped_files(found, UNLISTED)
 

@@ -72,7 +72,7 @@ def read(raw: zipfile.Path) -> Dataset:
         rows = [(*row, None) for row in _class_rows(top, PurePosixPath(), looked_through)]
         layout = f"class folders without splits: {len(names)} in {looked_through}"
     images = pd.DataFrame(rows, columns=["image_id", "class_name", "split"])
-    images["path"] = [str(looked_through / image_id) for image_id in images["image_id"]]
+    images["path"] = [f"{looked_through}{image_id}" for image_id in images["image_id"]]
     listed = {at / image_id for image_id in images["image_id"]}
     beside = [str(name) for name in every if name not in listed]
     data = dataset(images, skipped=skipped_files(beside, UNEXPECTED))

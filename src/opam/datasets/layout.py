@@ -5,6 +5,7 @@ import zipfile
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
+from opam.archive import files as archive_files
 from opam.archive import names
 from opam.images import ignored
 
@@ -28,8 +29,9 @@ def read_tree(raw: zipfile.Path) -> tuple[Tree, list[PurePosixPath]]:
     """What a folder of an archive holds, and the files in it that are hidden or a program's."""
     tree: Tree = {}
     hidden = []
+    there = set(archive_files(raw))
     for name in names(raw):
-        is_file = not (raw / str(name)).is_dir()
+        is_file = name in there
         at = tree
         for depth, part in enumerate(name.parts, start=1):
             if ignored(PurePosixPath(part)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from opam.archive import inside, names, nfc
+from opam.archive import files, inside, nfc
 from opam.artifacts import GT_BOX
 from opam.datasets.dataset import Dataset, dataset, unlisted
 from opam.datasets.source import take_over
@@ -74,15 +74,9 @@ def read(raw: zipfile.Path, columns: TableColumns) -> Dataset:
     Raises:
         OpamError: no table or several, columns missing, or rows that are wrong: all are listed.
     """
-    listed = [str(name) for name in names(raw) if not ignored(name)]
-    at = PurePosixPath(_only_table(raw, listed))
-    table = raw / str(at)
-    root = inside(raw, at.parent)
-    found = {
-        nfc(str(name)): str(root / str(name))
-        for name in names(root)
-        if (root / str(name)).is_file()
-    }
+    at = PurePosixPath(_only_table(raw, [str(name) for name in files(raw) if not ignored(name)]))
+    table, root = raw / str(at), inside(raw, at.parent)
+    found = {nfc(str(name)): f"{root}{name}" for name in files(root)}
     rows, used = read_rows(table, parse(table, table.read_bytes()), columns, found)
     data = dataset(
         rows[["image_id", "path", "class_name", "split", "group"]],

@@ -97,8 +97,14 @@ def parse(table: object, content: bytes) -> pd.DataFrame:
 
 
 def _parse_parquet(table: object, content: bytes) -> pd.DataFrame:
+    """As `parse`; columns of lists, structures and bytes (photographs, say) are left out."""
     try:
-        read = pq.read_table(pa.BufferReader(content))
+        readable = [
+            column.name
+            for column in pq.read_schema(pa.BufferReader(content))
+            if not (pa.types.is_nested(column.type) or pa.types.is_binary(column.type))
+        ]
+        read = pq.read_table(pa.BufferReader(content), columns=readable)
         read.validate(full=True)
         columns = [[_text(value) for value in column.to_pylist()] for column in read.columns]
     except (OSError, ValueError, pa.ArrowException) as error:
