@@ -4,6 +4,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from opam.artifacts import GT_BOX
 from opam.datasets import Dataset, DatasetName, DatasetParams, fetch
 from opam.datasets import read as read_archive
 from opam.datasets.synthetic_birds import SyntheticBirdsParams
+from opam.datasets.table_rows import TableColumns
 from opam.errors import OpamError
-from opam.images import read_image
+from opam.preparation import check_photographs, draw_test, leave_out_others
 
 ROOT = Path(__file__).parents[1]
 CUB = ROOT.parent / "shared/data/CUB_200_2011_small"
@@ -137,10 +139,12 @@ def read(name: DatasetName, folder: Path, test_fraction: float, seed: int) -> Da
     """Pack a folder and read the archive, as the stages do."""
     with tempfile.TemporaryDirectory() as outside:
         pack(folder, Path(outside) / "raw.zip")
-        data = read_archive(name, Path(outside) / "raw.zip", test_fraction, seed)
-        for path in data.images["path"]:
-            assert read_image(path).shape[2] == 3
-        return data
+        data = read_archive(name, Path(outside) / "raw.zip", TableColumns())
+        images = data.images.join(check_photographs(data.images, workers=1))
+        if not data.listed:
+            images, _ = leave_out_others(images)
+        assert (images["problem"] == "").all()
+        return replace(data, images=draw_test(images, test_fraction, seed))
 
 
 def images_of(table: pd.DataFrame) -> list[tuple[str, str, str, tuple[int, ...] | None]]:

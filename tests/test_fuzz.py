@@ -31,13 +31,14 @@ from opam.artifacts import (
     write_table,
 )
 from opam.datasets import read
-from opam.datasets.dataset import take_over
+from opam.datasets.source import take_over
+from opam.datasets.table_rows import TableColumns, parse, read_rows
 from opam.errors import OpamError
 from opam.images import read_image
 from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.models.cam_network import CamNetwork, read_network, write_network
 from opam.models.pretrained import read_states
-from opam.preparation import make_manifest
+from opam.preparation import draw_test, make_manifest
 from opam.report.check_params import check
 
 ROOT = Path(__file__).parents[1]
@@ -125,13 +126,52 @@ def test_files_of_data_sets(
             to.writestr(zipfile.ZipInfo(file, FIRST_DATE), content)
 
     def manifest() -> pd.DataFrame:
-        images = read(name, archive, 0.3, 0).images  # type: ignore[arg-type]
+        images = read(name, archive, TableColumns()).images  # type: ignore[arg-type]
+        images = draw_test(images, 0.3, 0)
         return make_manifest(images.assign(width=40, height=30), 0.5, 0)[0]
 
     found = read_or_told(manifest)
     if isinstance(found, pd.DataFrame):
         inside = tuple(f"{archive}/{file}" for file in files)
         assert all(path in inside for path in found["path"])
+
+
+def tables_of_labels() -> dict[str, bytes]:
+    table = pd.DataFrame(
+        {
+            "image": ["a/0.jpg", "b/0.jpg", "b/1.jpg"],
+            "label": ["auk", "crow", "crow"],
+            "split": ["train", "train", "test"],
+            "x0": [1, 2, 3],
+            "y0": [1, 2, 3],
+            "x1": [9, 9, 9],
+            "y1": [9, 9.5, 9],
+            "label_1": ["bird", "bird", "bird"],
+        }
+    )
+    parquet = io.BytesIO()
+    table.to_parquet(parquet)
+    csv = table.to_csv(index=False)
+    return {
+        "a.csv": csv.encode(),
+        "b.csv": csv.replace(",", ";").encode("utf-8-sig"),
+        "c.parquet": parquet.getvalue(),
+    }
+
+
+@cases(1500)
+@given(name=st.sampled_from(sorted(tables_of_labels())), changes=edits)
+def test_tables_of_labels(name: str, changes: list[Edit]) -> None:
+    there = {path: path for path in ("a/0.jpg", "b/0.jpg", "b/1.jpg")}
+    content = spoil(tables_of_labels()[name], changes)
+
+    def rows() -> pd.DataFrame:
+        return read_rows(name, parse(name, content), TableColumns(), there)[0]
+
+    found = read_or_told(rows)
+    if isinstance(found, pd.DataFrame):
+        assert set(found["path"]) <= set(there)
+        assert found["class_name"].all()
 
 
 @cases(500)
@@ -144,7 +184,7 @@ def test_the_packed_data_set(tmp_path: Path, data: st.DataObject) -> None:
     archive.write_bytes(spoil(archive.read_bytes(), data.draw(edits)))
 
     def every_image() -> None:
-        for path in read("imagefolder", archive, 0.3, 0).images["path"]:
+        for path in read("imagefolder", archive, TableColumns()).images["path"]:
             read_image(path)
 
     read_or_told(every_image)

@@ -84,6 +84,10 @@ EXPECTED: dict[str, list[str]] = {
     "execution.tensorboard": [],
     "dataset.name": ALL,
     "dataset.path": ALL,
+    **{
+        f"dataset.columns.{name}": ALL
+        for name in ("image", "label", "split", "group", "box", "coarse")
+    },
     "dataset.synthetic_birds.seed": ALL,
     "dataset.synthetic_birds.train_per_class": ALL,
     "dataset.synthetic_birds.test_per_class": ALL,

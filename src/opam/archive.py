@@ -8,8 +8,9 @@ photographs they handle one by one. A file in the archive has a path like any ot
 import os
 import shutil
 import stat
+import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -23,21 +24,52 @@ FIRST_DATE = (1980, 1, 1, 0, 0, 0)
 MODE = (stat.S_IFREG | 0o644) << 16
 
 
-def pack(folder: Path, archive: Path) -> None:
-    """Write every file below ``folder`` to ``archive``: the same files give the same bytes.
+def pack(
+    folder: Path, archive: Path, ignored: Callable[[PurePosixPath], bool] = lambda _path: False
+) -> list[str]:
+    """Write the files below ``folder`` to ``archive``: the same files give the same bytes.
+
+    Names are in Unicode's form NFC, whichever the file system has: one name is one name.
+
+    Args:
+        folder: what is packed.
+        archive: the zip.
+        ignored: whether a file, by its path below ``folder``, is left out.
+
+    Returns:
+        The files that were left out.
 
     Raises:
         OpamError: a file that is not readable, is no regular file, links out of ``folder``, or
-            has a name that is not text; or ``archive`` cannot be written.
+            has a name that is not text or that another has in another Unicode form; or
+            ``archive`` cannot be written.
     """
-    found = _files(folder, folder.resolve())
-    files = sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    inside = folder.resolve()
+    files: dict[str, Path] = {}
+    left_out = []
+    for path in _files(folder, inside):
+        name = nfc(path.relative_to(folder).as_posix())
+        if ignored(PurePosixPath(name)):
+            left_out += [name] if path.is_file() else []
+            continue
+        if name in files:
+            raise OpamError(
+                f"{folder}: '{name}' is there twice, in two Unicode forms that look the same; "
+                "rename or remove one"
+            )
+        files[name] = path
     with atomic(archive) as temporary, zipfile.ZipFile(temporary, "w") as to:
-        for path in progress(files, len(files), "packing the data set", "files"):
+        for name in progress(sorted(files), len(files), "packing the data set", "files"):
             try:
-                _add(to, path, path.relative_to(folder).as_posix())
+                _add(to, files[name], name)
             except UnicodeEncodeError:
-                raise OpamError(f"{path}: its name is not UTF-8 text; rename it") from None
+                raise OpamError(f"{files[name]}: its name is not UTF-8 text; rename it") from None
+    return sorted(left_out)
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's form NFC; macOS writes NFD, in which it looks the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _add(to: zipfile.ZipFile, path: Path, name: str) -> None:
@@ -59,18 +91,21 @@ def _add(to: zipfile.ZipFile, path: Path, name: str) -> None:
 def _files(folder: Path, inside: Path) -> Iterator[Path]:
     """Files and empty folders below ``folder``; no link leads out of ``inside``."""
     for path in _children(folder):
-        if path.is_symlink():
-            if not Path(os.path.realpath(path)).is_relative_to(inside):
-                raise OpamError(f"{path}: links out of {inside}; copy what it links to there")
-            if path.is_dir():
-                raise OpamError(f"{path}: is a link to a folder; put the folder there")
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             below = list(_files(path, inside))
             yield from below or [path]
-        elif path.is_file():
-            yield path
         else:
-            raise OpamError(f"{path}: is no readable file or folder; remove or restore it")
+            _check_regular(path, inside)
+            yield path
+
+
+def _check_regular(path: Path, inside: Path) -> None:
+    if not Path(os.path.realpath(path)).is_relative_to(inside):
+        raise OpamError(f"{path}: links out of {inside}; copy what it links to there")
+    if path.is_dir():
+        raise OpamError(f"{path}: is a link to a folder; put the folder there")
+    if not path.is_file():
+        raise OpamError(f"{path}: is no readable file or folder; remove or restore it")
 
 
 def _children(folder: Path) -> list[Path]:
@@ -115,11 +150,25 @@ def read_file(path: Path | str) -> bytes:
 
 def names(folder: zipfile.Path) -> list[PurePosixPath]:
     """Everything below a folder of an archive, relative to it; folders only where empty."""
+    return [PurePosixPath(name) for name in _below(folder)]
+
+
+def files(folder: zipfile.Path) -> list[PurePosixPath]:
+    """Every file below a folder of an archive, relative to it."""
+    return [PurePosixPath(name) for name in _below(folder) if not name.endswith("/")]
+
+
+def _below(folder: zipfile.Path) -> list[str]:
     prefix = folder.at
     # Its list of names has folders too that no entry stands for.
     every = (member.filename for member in folder.root.infolist())
     found = (name for name in every if name.startswith(prefix))
-    return [PurePosixPath(name.removeprefix(prefix)) for name in found if name != prefix]
+    return [name.removeprefix(prefix) for name in found if name != prefix]
+
+
+def inside(folder: zipfile.Path, at: PurePosixPath) -> zipfile.Path:
+    """What lies at a path below a folder of an archive; the folder itself at an empty path."""
+    return folder / str(at) if at.parts else folder
 
 
 def _opened(archive: str) -> zipfile.ZipFile:

@@ -48,6 +48,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "y": pa.float32(),
             "visible": pa.bool_(),
         },
+        "coarse_labels": {**_ID, "level": pa.int32(), "label": pa.string()},
         "proposals": {**_ID, "rank": pa.int32(), **_BOX},
         "patch_scores": {**_ID, "rank": pa.int32(), **_BOX, "confidence": pa.float32()},
         "kept_patches": {**_ID, "rank": pa.int32(), **_BOX, "confidence": pa.float32()},

@@ -10,9 +10,11 @@ from pydantic import Field
 from opam.artifacts import GT_BOX
 from opam.config import Params
 from opam.errors import OpamError
-from opam.images import read_with_range
+from opam.images import NotAPhotograph, read_with_range
 from opam.progress import progress
 from opam.samples import unused_depth
+
+CHECKED = ["width", "height", "problem", "is_photograph"]
 
 
 class PrepareParams(Params):
@@ -20,10 +22,13 @@ class PrepareParams(Params):
 
     seed: int = Field(0, ge=0, description="of the splits")
     test_fraction: float = Field(
-        0.3, gt=0, lt=1, description="imagefolder without a test folder: share of each class"
+        0.3, gt=0, lt=1, description="where no splits are given: share of each class for test"
     )
     val_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of each class's training photographs set aside as val"
+        0.2,
+        gt=0,
+        lt=1,
+        description="where no val is given: share of each class's training photographs set aside",
     )
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="skip: leave bad photographs out and list them in data/skipped.csv"
@@ -38,7 +43,8 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
         workers: processes.
 
     Returns:
-        ``width, height, problem`` on the same index; problem is empty where all is well.
+        ``width, height, problem, is_photograph`` on the same index; problem is empty where all
+        is well, and ``is_photograph`` (bool) false where the content is of no image format.
 
     Raises:
         OpamError: the photographs have samples of 16 bits, of which all use fewer.
@@ -46,21 +52,31 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
     jobs = (delayed(_check)(path) for path in images["path"])
     found = Parallel(n_jobs=max(1, workers), return_as="generator")(jobs)
     rows = list(progress(found, len(images), "checking photographs"))
-    columns = ["width", "height", "problem", "largest"]
-    checked = pd.DataFrame(rows, columns=columns, index=images.index)
+    checked = pd.DataFrame(rows, columns=[*CHECKED, "largest"], index=images.index)
     largest = checked.pop("largest").astype(float)
     if told := unused_depth(largest.to_numpy()):
         raise OpamError(f"{images['path'][largest.first_valid_index()]}: {told}")
     return checked
 
 
-def _check(path: str) -> tuple[int, int, str, float]:
+def _check(path: str) -> tuple[int, int, str, bool, float]:
     try:
         image, largest = read_with_range(path)
     except OpamError as error:
-        return 0, 0, str(error), np.nan
+        return 0, 0, str(error), not isinstance(error, NotAPhotograph), np.nan
     height, width = image.shape[:2]
-    return width, height, "", np.nan if largest is None else largest
+    return width, height, "", True, np.nan if largest is None else largest
+
+
+def leave_out_others(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Photographs, and the files in class folders that are none, whatever their endings.
+
+    Raises:
+        OpamError: a class has no photograph.
+    """
+    none = ~images["is_photograph"]
+    _keep_every_class(images, ~none, "no file in its folder is a photograph; add some or remove it")
+    return images[~none], images[none]
 
 
 def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -78,12 +94,22 @@ def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame
             f"{bad.sum()} of {len(images)} photographs are bad; replace them or set "
             f"prepare.on_bad_image: skip{listed}"
         )
-    lost = sorted(set(images["class_name"]) - set(images.loc[~bad, "class_name"]))
-    if lost:
-        raise OpamError(
-            f"class '{lost[0]}': every photograph is bad; replace some or remove the class"
-        )
+    _keep_every_class(images, ~bad, "every photograph is bad; replace some or remove the class")
     return images[~bad], skipped
+
+
+def _keep_every_class(images: pd.DataFrame, kept: pd.Series, problem: str) -> None:
+    lost = sorted(set(images["class_name"]) - set(images.loc[kept, "class_name"]))
+    if lost:
+        raise OpamError(f"class '{lost[0]}': {problem}")
+
+
+def draw_test(images: pd.DataFrame, test_fraction: float, seed: int) -> pd.DataFrame:
+    """The images with a stratified share for test, where the data set gives no split."""
+    if images["split"].notna().any():
+        return images
+    mask = validation_mask(images["class_name"].to_numpy(), test_fraction, seed)
+    return images.assign(split=np.where(mask, "test", "train"))
 
 
 def validation_mask(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
@@ -107,11 +133,12 @@ def make_manifest(
 
     Args:
         images: of a `opam.datasets.dataset.Dataset`, with ``width`` and ``height``.
-        val_fraction: share of the training images set aside.
+        val_fraction: share of the training images set aside, where the data set gives no val.
         seed: of that choice.
 
     Raises:
-        OpamError: an image listed twice, or a class without training image.
+        OpamError: an image listed twice, a class without training image, or true boxes that lie
+            outside their photographs.
     """
     twice = images.loc[images["image_id"].duplicated(), "image_id"]
     if len(twice):
@@ -123,16 +150,71 @@ def make_manifest(
     for name in classes:
         if name not in trained:
             raise OpamError(f"class '{name}': no training image; add one or remove the class")
+    given_val = bool((images["split"] == "val").any())
     if not (images["split"] == "test").any():
-        raise OpamError("dataset: no test image; add some")
+        instead = ", or name the val split test: val is then drawn from train" if given_val else ""
+        raise OpamError(f"dataset: no test image; add some{instead}")
     manifest = images.sort_values("image_id", ignore_index=True)
     label_of = {name: label for label, name in enumerate(classes)}
     manifest["label"] = manifest["class_name"].map(label_of)
-    training = np.flatnonzero(manifest["split"] == "train")
-    mask = validation_mask(manifest["label"].to_numpy()[training], val_fraction, seed)
-    if not mask.any():
-        raise OpamError("dataset: no class has two training images; add some, for val")
-    manifest.loc[training[mask], "split"] = "val"
+    if not given_val:
+        training = np.flatnonzero(manifest["split"] == "train")
+        mask = validation_mask(manifest["label"].to_numpy()[training], val_fraction, seed)
+        if not mask.any():
+            raise OpamError("dataset: no class has two training images; add some, for val")
+        manifest.loc[training[mask], "split"] = "val"
     for column, side in zip(GT_BOX, ("width", "height") * 2, strict=True):
         manifest[column] = manifest[column].clip(lower=0).clip(upper=manifest[side])
+    x0, y0, x1, y1 = (manifest[column] for column in GT_BOX)
+    outside = manifest.loc[((x1 <= x0) | (y1 <= y0)).fillna(False), "image_id"]
+    if len(outside):
+        listed = "".join(f"\n  {image_id}" for image_id in outside)
+        raise OpamError(
+            f"dataset: {len(outside)} boxes lie outside their photographs; correct them{listed}"
+        )
     return manifest, classes
+
+
+def skipped_table(
+    unopened: pd.DataFrame, others: pd.DataFrame, bad: pd.DataFrame, archive: str
+) -> pd.DataFrame:
+    """Every file that is left out: ``path`` in the archive, ``reason``, ``detail``; by path.
+
+    Args:
+        unopened: ``path`` in the archive and ``reason``.
+        others: ``path`` and ``problem`` of files that are no photographs.
+        bad: the same of bad photographs.
+        archive: path of the archive, with which those of opened files begin.
+    """
+    opened = pd.concat(
+        [others.assign(reason="no photograph"), bad.assign(reason="bad photograph")]
+    ).rename(columns={"problem": "detail"})
+    opened["path"] = opened["path"].str.removeprefix(f"{archive}/")
+    every = pd.concat([unopened.assign(detail=""), opened])
+    return every[["path", "reason", "detail"]].sort_values("path", ignore_index=True)
+
+
+def summary(manifest: pd.DataFrame, given: set[str], skipped: pd.DataFrame) -> list[str]:
+    """What was found, in lines for people.
+
+    Args:
+        manifest: of `make_manifest`.
+        given: the splits that the data set gives; the others were drawn.
+        skipped: of `skipped_table`.
+    """
+    counts = manifest.groupby("class_name").size()
+    lines = [
+        f"{len(counts)} classes, from '{counts.index[0]}' to '{counts.index[-1]}'; the smallest is "
+        f"'{counts.idxmin()}' ({counts.min()} photographs), the largest '{counts.idxmax()}' "
+        f"({counts.max()})"
+    ]
+    for split in ("train", "val", "test"):
+        rows = manifest[manifest["split"] == split]
+        how = "" if split == "train" else ", as given" if split in given else ", drawn"
+        lines.append(
+            f"{split}: {len(rows)} photographs of {rows['class_name'].nunique()} classes{how}"
+        )
+    reasons = skipped.groupby("reason").size()
+    left_out = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+    lines.append(f"left out: {left_out}; see data/skipped.csv" if left_out else "left out: none")
+    return lines

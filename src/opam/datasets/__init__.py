@@ -1,11 +1,13 @@
 """Data sets: each publisher's own layout becomes one table."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from pydantic import Field
 
-from opam.archive import open_archive
+from opam.archive import files, open_archive
 from opam.config import Params
 from opam.datasets import (
     cub200,
@@ -15,9 +17,12 @@ from opam.datasets import (
     oxford_pets,
     stanford_cars,
     synthetic_birds,
+    table,
 )
-from opam.datasets.dataset import Dataset
+from opam.datasets.dataset import HIDDEN, Dataset, skipped_files
 from opam.datasets.synthetic_birds import SyntheticBirdsParams
+from opam.datasets.table_rows import TableColumns
+from opam.images import ignored
 from opam.outside import given_photographs
 
 DatasetName = Literal[
@@ -28,6 +33,7 @@ DatasetName = Literal[
     "flowers102",
     "fgvc_aircraft",
     "imagefolder",
+    "table",
 ]
 
 PUBLISHED = {
@@ -48,6 +54,9 @@ class DatasetParams(Params):
         description="local folder or archive, whose content DVC watches; as it comes, and empty: "
         "photographs are downloaded where possible, or drawn",
     )
+    columns: TableColumns = Field(
+        TableColumns(), description="of a table: which column says what; null: found by name"
+    )
     synthetic_birds: SyntheticBirdsParams = Field(description="what is drawn")
 
 
@@ -62,6 +71,8 @@ def fetch(params: DatasetParams, raw: Path) -> Path:
         OpamError: it cannot be had; the message says how to provide it.
     """
     source = given_photographs(params.path)
+    if params.name == "table":
+        return table.fetch(raw, source, params.columns)
     if params.name == "synthetic_birds":
         return synthetic_birds.fetch(raw, params.synthetic_birds)
     if params.name == "imagefolder":
@@ -69,21 +80,26 @@ def fetch(params: DatasetParams, raw: Path) -> Path:
     return PUBLISHED[params.name].fetch(raw, source)
 
 
-def read(name: DatasetName, archive: Path, test_fraction: float, seed: int) -> Dataset:
+def read(name: DatasetName, archive: Path, columns: TableColumns) -> Dataset:
     """Read what `fetch` brought and `opam.archive.pack` packed.
 
     Args:
         name: of the data set.
         archive: with all its files.
-        test_fraction: imagefolder without a test folder only: share of each class for test.
-        seed: of that split.
+        columns: of a table.
 
     Raises:
         OpamError: the files are not as the publisher lays them out.
     """
     raw = open_archive(archive)
-    if name == "synthetic_birds":
-        return synthetic_birds.read(raw)
-    if name == "imagefolder":
-        return imagefolder.read(raw, test_fraction, seed)
-    return PUBLISHED[name].read(raw)
+    if name == "table":
+        data = table.read(raw, columns)
+    elif name == "synthetic_birds":
+        data = synthetic_birds.read(raw)
+    elif name == "imagefolder":
+        data = imagefolder.read(raw)
+    else:
+        data = PUBLISHED[name].read(raw)
+    hidden = [str(path) for path in files(raw) if ignored(path)]
+    skipped = pd.concat([data.skipped, skipped_files(hidden, HIDDEN)])
+    return replace(data, skipped=skipped.sort_values("path", ignore_index=True))

@@ -14,8 +14,9 @@ from opam.datasets.dataset import (
     lookup,
     numbers,
     read_rows,
-    take_over,
+    unlisted,
 )
+from opam.datasets.source import take_over
 from opam.errors import OpamError
 
 
@@ -34,7 +35,7 @@ def fetch(raw: Path, source: Path | None) -> Path:
 
 def read(raw: zipfile.Path) -> Dataset:
     """Read the official text files; boxes and part locations where they are there."""
-    root = inner_folder(raw, "CUB_200_2011", ["images.txt", "images"])
+    root = inner_folder(raw, ["images.txt", "images"])
     names = dict(read_rows(root / "images.txt", 2))
     labels = dict(read_rows(root / "image_class_labels.txt", 2))
     classes = dict(read_rows(root / "classes.txt", 2))
@@ -52,7 +53,8 @@ def read(raw: zipfile.Path) -> Dataset:
         training = lookup(in_training, number, root / "train_test_split.txt", "split of image")
         rows.append((name, path, class_name, "train" if training == "1" else "test"))
     images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
-    return dataset(images, _keypoints(root, names), _boxes(root, names))
+    others = unlisted(images["path"], root / "images")
+    return dataset(images, _keypoints(root, names), _boxes(root, names), skipped=others)
 
 
 def _boxes(root: zipfile.Path, names: dict[str, str]) -> pd.DataFrame | None:

@@ -1,55 +1,130 @@
 """What every data set becomes, and the small tools its adapter needs."""
 
 import io
-import shutil
-import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
 
+from opam.archive import files, inside, names, nfc
 from opam.artifacts import GT_BOX
 from opam.errors import OpamError, cause
+from opam.images import ignored
 
 KEYPOINT_COLUMNS = ["image_id", "part", "x", "y", "visible"]
+COARSE_COLUMNS = ["image_id", "level", "label"]
+
+HIDDEN = "hidden, or a program's own file"
+UNEXPECTED = "no photograph is expected there"
+UNLISTED = "the annotations do not list it"
+"""Why a file is left out."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A data set as its adapter reads it.
 
+    All names are in Unicode's form NFC.
+
     Attributes:
         images: ``image_id`` (path below the image root, forward slashes), ``path``,
-            ``class_name``, ``split`` ("train" or "test"), and the true object box
-            ``gt_x0, gt_y0, gt_x1, gt_y1`` (half-open pixels, or missing).
+            ``class_name``, ``split`` ("train", "val" or "test"; missing in every row where the
+            set has no splits), ``group`` (string: photographs that belong together; missing
+            where nothing is said), and the true object box ``gt_x0, gt_y0, gt_x1, gt_y1``
+            (half-open pixels, or missing).
         keypoints: ``image_id, part, x, y, visible``; empty where the set has none.
+        coarse_labels: ``image_id, level`` (int from 1, the finest of them), ``label``; empty
+            where the set has none.
+        skipped: ``path`` in the archive and ``reason`` of every file that is left out unopened.
+        layout: how the files were read, for people; empty where that goes without saying.
+        listed: whether annotations name the photographs; else they are what folders hold, and
+            files that are no photographs may lie among them.
     """
 
     images: pd.DataFrame
     keypoints: pd.DataFrame
+    coarse_labels: pd.DataFrame
+    skipped: pd.DataFrame
+    layout: str = ""
+    listed: bool = True
 
 
 def dataset(
-    images: pd.DataFrame, keypoints: pd.DataFrame | None = None, boxes: pd.DataFrame | None = None
+    images: pd.DataFrame,
+    keypoints: pd.DataFrame | None = None,
+    boxes: pd.DataFrame | None = None,
+    coarse_labels: pd.DataFrame | None = None,
+    skipped: pd.DataFrame | None = None,
 ) -> Dataset:
-    """Bring tables into the form of `Dataset`.
+    """Bring tables into the form of `Dataset`; those that are not given are empty.
 
     Args:
-        images: ``image_id, path, class_name, split``.
-        keypoints: as in `Dataset`, or None.
-        boxes: ``image_id`` and the true box, or None.
+        images: ``image_id, path, class_name, split``, and ``group`` where there is one.
+        keypoints: as in `Dataset`.
+        boxes: ``image_id`` and the true box.
+        coarse_labels: as in `Dataset`.
+        skipped: as in `Dataset`.
+
+    Raises:
+        OpamError: names of two classes differ in nothing but case and spaces.
     """
     if boxes is None:
         boxes = pd.DataFrame(columns=["image_id", *GT_BOX])
-    images = images.merge(boxes, on="image_id", how="left")
-    images[GT_BOX] = images[GT_BOX].astype("float64").round().astype("Int32")
     if keypoints is None:
         keypoints = pd.DataFrame(columns=KEYPOINT_COLUMNS)
-    return Dataset(images.reset_index(drop=True), keypoints[KEYPOINT_COLUMNS])
+    if coarse_labels is None:
+        coarse_labels = pd.DataFrame(columns=COARSE_COLUMNS)
+    if skipped is None:
+        skipped = skipped_files([], "")
+    images, boxes, keypoints, coarse_labels = (
+        table.assign(image_id=table["image_id"].map(nfc))
+        for table in (images, boxes, keypoints, coarse_labels)
+    )
+    images["class_name"] = images["class_name"].map(nfc)
+    _differ(images["class_name"].unique())
+    images = images.merge(boxes, on="image_id", how="left")
+    images[GT_BOX] = images[GT_BOX].astype("float64").round().astype("Int32")
+    if "group" not in images:
+        images["group"] = None
+    return Dataset(
+        images.reset_index(drop=True),
+        keypoints[KEYPOINT_COLUMNS],
+        coarse_labels[COARSE_COLUMNS].reset_index(drop=True),
+        skipped,
+    )
+
+
+def _differ(class_names: Iterable[str]) -> None:
+    """Classes that some file systems, and most people, take for one are refused."""
+    seen: dict[str, str] = {}
+    for name in sorted(class_names):
+        other = seen.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            raise OpamError(
+                f"dataset: classes '{other}' and '{name}' differ only in case or spaces; "
+                "give them one name, or names that differ in more"
+            )
+
+
+def skipped_files(paths: Iterable[str], reason: str) -> pd.DataFrame:
+    """``path`` and ``reason`` of files that are left out for one reason."""
+    return pd.DataFrame({"path": list(paths), "reason": reason}, columns=["path", "reason"])
+
+
+def unlisted(paths: Iterable[str], *folders: zipfile.Path) -> pd.DataFrame:
+    """The files below ``folders`` that are not among the ``paths`` that annotations list."""
+    known = set(paths)
+    found = [
+        f"{folder.at}{name}"
+        for folder in folders
+        for name in files(folder)
+        if not ignored(name) and f"{folder}{name}" not in known
+    ]
+    return skipped_files(found, UNLISTED)
 
 
 def existing(path: zipfile.Path, remedy: str) -> zipfile.Path:
@@ -65,6 +140,7 @@ def below(root: zipfile.Path, name: str, listed_in: object) -> str:
     Raises:
         OpamError: the name is absolute, leaves the root, or has no file.
     """
+    name = nfc(name)
     parts = PurePosixPath(name).parts
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\x00" in name:
         raise OpamError(f"{listed_in}: '{name}' leads out of {root}; correct the row")
@@ -85,7 +161,7 @@ def read_rows(path: zipfile.Path, columns: int, separator: str | None = None) ->
     """
     existing(path, "restore the data set as its publisher lays it out")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = nfc(path.read_text(encoding="utf-8")).splitlines()
     except UnicodeDecodeError:
         raise OpamError(f"{path}: is not text; restore the file") from None
     except zipfile.BadZipFile as error:
@@ -153,76 +229,14 @@ def lookup(table: dict[str, str], key: str, path: zipfile.Path, what: str) -> st
     return table[key]
 
 
-def take_over(source: Path, raw: Path) -> Path:
-    """The folder that holds a local data set.
-
-    Args:
-        source: that folder, or an archive (.tgz, .tar.gz, .tar, .zip).
-        raw: where an archive is unpacked.
+def inner_folder(raw: zipfile.Path, marks: Sequence[str]) -> zipfile.Path:
+    """The uppermost folder in ``raw`` that holds all of ``marks``: archives have top folders.
 
     Raises:
-        OpamError: missing, empty, damaged, not an archive, larger than the free disk space, or
-            with links or members that lead out of it.
+        OpamError: none does.
     """
-    if not source.exists():
-        raise OpamError(f"{source}: not found; correct dataset.path")
-    if source.is_dir():
-        if not any(source.iterdir()):
-            raise OpamError(f"{source}: is empty; correct dataset.path")
-        return source
-    raw.mkdir(parents=True, exist_ok=True)
-    try:
-        if source.suffix.lower() == ".zip":
-            with zipfile.ZipFile(source) as archive:
-                for member in archive.infolist():
-                    _stays_inside(member.filename, source)
-                _fits(sum(member.file_size for member in archive.infolist()), raw, source)
-                archive.extractall(raw)
-        else:
-            with tarfile.open(source) as tar:
-                # Python before 3.11.4 has no filter: then the checks here stand alone.
-                tar.extraction_filter = getattr(
-                    tarfile, "data_filter", lambda member, _path: member
-                )
-                for entry in tar:
-                    _stays_inside(entry.name, source)
-                    if not (entry.isfile() or entry.isdir()):
-                        raise OpamError(f"{source}: member '{entry.name}' is no file or folder")
-                    _fits(entry.size, raw, source)
-                    entry.mode = 0o755 if entry.isdir() else 0o644
-                    tar.extract(entry, raw)
-                # The checksum stands behind the last byte, and extraction stops before it.
-                while tar.fileobj is not None and tar.fileobj.read(1 << 20):
-                    pass
-    except OpamError:
-        raise
-    except Exception as error:  # damaged archives raise many types
-        raise OpamError(
-            f"{source}: cannot be unpacked ({cause(error)}); fetch the archive again"
-        ) from None
-    return raw
-
-
-def _stays_inside(name: str, archive: Path) -> None:
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise OpamError(f"{archive}: member '{name}' leads out of the archive")
-
-
-def _fits(size: int, folder: Path, archive: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise OpamError(
-            f"{archive}: unpacks to {size} bytes, but {folder} has {free} left; free space"
-        )
-
-
-def inner_folder(raw: zipfile.Path, name: str, marks: Sequence[str]) -> zipfile.Path:
-    """``raw/name`` where it holds all of ``marks``, else ``raw``: archives have a top folder.
-
-    Raises:
-        OpamError: neither holds them.
-    """
-    for folder in (raw / name, raw):
+    for parent in parents_of(raw, marks[0]):
+        folder = inside(raw, parent)
         if all((folder / mark).exists() for mark in marks):
             return folder
     raise OpamError(
@@ -230,27 +244,13 @@ def inner_folder(raw: zipfile.Path, name: str, marks: Sequence[str]) -> zipfile.
     )
 
 
-def take_over_or_download(raw: Path, source: Path | None, loader: str, name: str) -> Path:
-    """The folder that holds ``source``, or without one what a loader of torchvision downloads.
-
-    Args:
-        raw: where an archive is unpacked, or the download goes.
-        source: local folder or archive, or None.
-        loader: class of ``torchvision.datasets``; it verifies checksums.
-        name: of the data set, for messages.
-
-    Raises:
-        OpamError: as `take_over`, or the download fails.
-    """
-    if source is not None:
-        return take_over(source, raw)
-    try:
-        import torchvision.datasets
-
-        getattr(torchvision.datasets, loader)(str(raw), download=True)
-    except Exception as error:  # urllib, ssl and torchvision raise many types
-        raise OpamError(
-            f"dataset.path: '{name}' cannot be downloaded ({cause(error)}); download it elsewhere "
-            "and give its folder"
-        ) from None
-    return raw
+def parents_of(raw: zipfile.Path, name: str) -> list[PurePosixPath]:
+    """Every folder below ``raw`` that holds a file or folder of that name, the uppermost first."""
+    found = {
+        PurePosixPath(*path.parts[:depth])
+        for path in names(raw)
+        if not ignored(path)
+        for depth, part in enumerate(path.parts)
+        if part == name
+    }
+    return sorted(found, key=lambda parent: (len(parent.parts), parent))

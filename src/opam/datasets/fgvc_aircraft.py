@@ -13,8 +13,9 @@ from opam.datasets.dataset import (
     inner_folder,
     numbers,
     read_rows,
-    take_over_or_download,
+    unlisted,
 )
+from opam.datasets.source import take_over_or_download
 
 
 def fetch(raw: Path, source: Path | None) -> Path:
@@ -24,7 +25,7 @@ def fetch(raw: Path, source: Path | None) -> Path:
 
 def read(raw: zipfile.Path) -> Dataset:
     """Read data/images_variant_trainval.txt, _test.txt and images_box.txt."""
-    root = inner_folder(raw, "fgvc-aircraft-2013b", ["data"]) / "data"
+    root = inner_folder(raw, ["data"]) / "data"
     rows = []
     for split, name in (("train", "trainval"), ("test", "test")):
         file = root / f"images_variant_{name}.txt"
@@ -32,7 +33,8 @@ def read(raw: zipfile.Path) -> Dataset:
             image_id = f"{number}.jpg"
             rows.append((image_id, below(root / "images", image_id, file), variant, split))
     images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
-    return dataset(images, boxes=_boxes(root / "images_box.txt"))
+    others = unlisted(images["path"], root / "images")
+    return dataset(images, boxes=_boxes(root / "images_box.txt"), skipped=others)
 
 
 def _boxes(path: zipfile.Path) -> pd.DataFrame | None:

@@ -11,8 +11,9 @@ from opam.datasets.dataset import (
     dataset,
     inner_folder,
     read_mat,
-    take_over_or_download,
+    unlisted,
 )
+from opam.datasets.source import take_over_or_download
 from opam.errors import OpamError, cause
 
 
@@ -23,7 +24,7 @@ def fetch(raw: Path, source: Path | None) -> Path:
 
 def read(raw: zipfile.Path) -> Dataset:
     """Read imagelabels.mat and setid.mat; classes are named by their number."""
-    root = inner_folder(raw, "flowers-102", ["jpg", "imagelabels.mat", "setid.mat"])
+    root = inner_folder(raw, ["jpg", "imagelabels.mat", "setid.mat"])
     labels = _integers(root / "imagelabels.mat", "labels")
     rows = []
     for split, key in (("train", "trnid"), ("train", "valid"), ("test", "tstid")):
@@ -33,7 +34,8 @@ def read(raw: zipfile.Path) -> Dataset:
             image_id = f"image_{number:05}.jpg"
             path = below(root / "jpg", image_id, root / "setid.mat")
             rows.append((image_id, path, f"flower_{int(labels[number - 1]):03}", split))
-    return dataset(pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"]))
+    images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
+    return dataset(images, skipped=unlisted(images["path"], root / "jpg"))
 
 
 def _integers(path: zipfile.Path, key: str) -> list[int]:

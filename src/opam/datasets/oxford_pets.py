@@ -11,8 +11,9 @@ from opam.datasets.dataset import (
     dataset,
     inner_folder,
     read_rows,
-    take_over_or_download,
+    unlisted,
 )
+from opam.datasets.source import take_over_or_download
 
 
 def fetch(raw: Path, source: Path | None) -> Path:
@@ -22,7 +23,7 @@ def fetch(raw: Path, source: Path | None) -> Path:
 
 def read(raw: zipfile.Path) -> Dataset:
     """Read annotations/trainval.txt and test.txt."""
-    root = inner_folder(raw, "oxford-iiit-pet", ["images", "annotations"])
+    root = inner_folder(raw, ["images", "annotations"])
     rows = []
     for split, name in (("train", "trainval"), ("test", "test")):
         file = root / "annotations" / f"{name}.txt"
@@ -30,4 +31,5 @@ def read(raw: zipfile.Path) -> Dataset:
             image_id = f"{line[0]}.jpg"
             path = below(root / "images", image_id, file)
             rows.append((image_id, path, line[0].rsplit("_", 1)[0], split))
-    return dataset(pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"]))
+    images = pd.DataFrame(rows, columns=["image_id", "path", "class_name", "split"])
+    return dataset(images, skipped=unlisted(images["path"], root / "images"))

@@ -1,17 +1,23 @@
 """Stanford Cars (Krause et al., 2013): 196 makes, models and years, with boxes."""
 
+import re
 import zipfile
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
+from opam.archive import names
 from opam.artifacts import GT_BOX
-from opam.datasets.dataset import Dataset, below, dataset, inner_folder, read_mat, take_over
+from opam.datasets import imagefolder
+from opam.datasets.dataset import Dataset, below, dataset, read_mat, unlisted
+from opam.datasets.source import take_over
 from opam.errors import OpamError, cause
+from opam.images import ignored
 
 LAYOUT = (
-    "cars_train/, cars_test/, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
+    "cars_train/, cars_test/, cars_meta.mat, cars_train_annos.mat and "
     "cars_test_annos_withlabels.mat"
 )
 
@@ -30,29 +36,66 @@ def fetch(raw: Path, source: Path | None) -> Path:
 
 
 def read(raw: zipfile.Path) -> Dataset:
-    """Read the development kit's .mat files.
+    """Read the development kit's .mat files, wherever a mirror put them.
+
+    Photographs may lie in doubled folders (cars_train/cars_train/). Mirrors that have class
+    folders and no .mat file are read as an imagefolder, without boxes.
 
     Raises:
         OpamError: files missing, damaged, without their fields, or not matching each other.
     """
-    root = inner_folder(raw, "stanford_cars", ["cars_train", "cars_test", "devkit"])
-    names = read_mat(root / "devkit" / "cars_meta.mat", "class_names")
-    classes = [str(name).replace("/", "-") for name in names]
+    every = sorted(
+        (name for name in names(raw) if not ignored(name)), key=lambda name: (len(name.parts), name)
+    )
+    if not any(name.suffix == ".mat" for name in every):
+        return _class_folders(raw)
+    meta = _mat(raw, every, "cars_meta")
+    classes = [str(name).replace("/", "-") for name in read_mat(meta, "class_names")]
     rows = []
-    for split, file in (
-        ("train", root / "devkit" / "cars_train_annos.mat"),
-        ("test", root / "cars_test_annos_withlabels.mat"),
-    ):
+    folders = []
+    for split, stem in (("train", "cars_train_annos"), ("test", "cars_test_annos_withlabels")):
+        file = _mat(raw, every, stem)
+        folder = _photographs(raw, every, f"cars_{split}")
+        folders.append(folder)
         for row in read_mat(file, "annotations"):
             label, name, box = _annotation(row, file)
             if not 1 <= label <= len(classes):
                 raise OpamError(f"{file}: class {label} is not among the {len(classes)} named")
-            image_id = f"cars_{split}/{name}"
-            path = below(root, image_id, file)
-            rows.append((image_id, path, classes[label - 1], split, *box))
+            path = below(folder, name, file)
+            rows.append((f"cars_{split}/{name}", path, classes[label - 1], split, *box))
     columns = ["image_id", "path", "class_name", "split"]
     table = pd.DataFrame(rows, columns=[*columns, *GT_BOX])
-    return dataset(table[columns], boxes=table[["image_id", *GT_BOX]])
+    return dataset(
+        table[columns],
+        boxes=table[["image_id", *GT_BOX]],
+        skipped=unlisted(table["path"], *folders),
+    )
+
+
+def _class_folders(raw: zipfile.Path) -> Dataset:
+    try:
+        return imagefolder.read(raw)
+    except OpamError as error:
+        raise OpamError(
+            f"{raw}: holds neither {LAYOUT}, nor train/ and test/ with class folders ({error})"
+        ) from None
+
+
+def _mat(raw: zipfile.Path, every: list[PurePosixPath], stem: str) -> zipfile.Path:
+    """The uppermost .mat file that is named so; a browser may have added " (1)" to its name."""
+    for name in every:
+        if name.suffix == ".mat" and re.fullmatch(rf"{stem}( ?\(\d+\))?", name.stem):
+            return raw / str(name)
+    raise OpamError(f"{raw}: {stem}.mat not found; a folder with {LAYOUT} is expected")
+
+
+def _photographs(raw: zipfile.Path, every: list[PurePosixPath], folder: str) -> zipfile.Path:
+    """The folder of that name that holds the most files itself: mirrors double it."""
+    parents = Counter(name.parent for name in every if name.parent.name == folder)
+    empty = [name for name in every if name.name == folder]
+    if not parents and not empty:
+        raise OpamError(f"{raw}: {folder}/ not found; a folder with {LAYOUT} is expected")
+    return raw / str(parents.most_common(1)[0][0] if parents else empty[0])
 
 
 def _annotation(row: np.void, file: zipfile.Path) -> tuple[int, str, tuple[int, int, int, int]]:

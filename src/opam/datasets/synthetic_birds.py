@@ -23,7 +23,7 @@ from pydantic import Field
 
 from opam.artifacts import GT_BOX, atomic, write_csv
 from opam.config import Params
-from opam.datasets.dataset import Dataset, below, dataset, existing
+from opam.datasets.dataset import Dataset, below, dataset, existing, unlisted
 from opam.errors import OpamError, cause
 from opam.progress import progress
 
@@ -391,8 +391,9 @@ def read(raw: zipfile.Path) -> Dataset:
         locations = pd.read_csv(io.BytesIO(keypoints.read_bytes()))
         paths = [below(raw / "images", image_id, annotations) for image_id in table["image_id"]]
         images = table[["image_id", "class_name", "split"]].assign(path=paths)
-        return dataset(images, locations, table[["image_id", *GT_BOX]])
-    except (KeyError, ValueError, AttributeError) as error:
+        others = unlisted(paths, raw / "images")
+        return dataset(images, locations, table[["image_id", *GT_BOX]], skipped=others)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise OpamError(
             f"{annotations}: not as drawn ({cause(error)}); run `dvc repro -f fetch_data`"
         ) from None

@@ -145,7 +145,6 @@ def data_set() -> Check:
     """The photographs are there, or can be had."""
     from opam.datasets import DatasetParams, read
     from opam.outside import given_photographs
-    from opam.preparation import PrepareParams
 
     params = read_params("dataset", DatasetParams)
     drawn = params.name == "synthetic_birds"
@@ -154,8 +153,7 @@ def data_set() -> Check:
     if raw.exists():
         # One of another data set does no harm: the first stage replaces it.
         with suppress(OpamError):
-            prepare = read_params("prepare", PrepareParams)
-            read(params.name, raw, prepare.test_fraction, prepare.seed)
+            read(params.name, raw, params.columns)
             return Check("data set", "ok", f"{params.name}, in {raw}")
     path = given_photographs(params.path)
     if path is None and (drawn or downloaded):
