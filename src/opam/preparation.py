@@ -10,12 +10,13 @@ from pydantic import Field
 from opam.artifacts import GT_BOX
 from opam.config import Params
 from opam.errors import OpamError
-from opam.images import read_image
+from opam.folds import validation_mask
+from opam.looks import Look, look
 from opam.progress import progress
 
 
 class PrepareParams(Params):
-    """Splits and bad photographs."""
+    """Splits, bad photographs, copies."""
 
     seed: int = Field(0, ge=0, description="of the splits")
     test_fraction: float = Field(
@@ -27,6 +28,17 @@ class PrepareParams(Params):
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="skip: leave bad photographs out and list them in data/skipped.csv"
     )
+    duplicates: Literal["report", "drop", "stop"] = Field(
+        "report",
+        description="photographs that are copies of each other, or nearly: report: only listed in "
+        "data/duplicates.csv; drop: one stays, of test where it has one, and under two labels "
+        "none; stop: there may be none",
+    )
+    bursts: Literal["together", "ignore"] = Field(
+        "together",
+        description="photographs of one class that were taken in one burst: together: found, and "
+        "kept on one side of splits and folds",
+    )
 
 
 def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
@@ -37,20 +49,12 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
         workers: processes.
 
     Returns:
-        ``width, height, problem`` on the same index; problem is empty where all is well.
+        The fields of `opam.looks.Look` on the same index; ``problem`` is empty where all is well.
     """
-    jobs = (delayed(_check)(path) for path in images["path"])
+    jobs = (delayed(look)(path) for path in images["path"])
     found = Parallel(n_jobs=max(1, workers), return_as="generator")(jobs)
     rows = list(progress(found, len(images), "checking photographs"))
-    return pd.DataFrame(rows, columns=["width", "height", "problem"], index=images.index)
-
-
-def _check(path: str) -> tuple[int, int, str]:
-    try:
-        height, width = read_image(path).shape[:2]
-    except OpamError as error:
-        return 0, 0, str(error)
-    return width, height, ""
+    return pd.DataFrame(rows, columns=Look._fields, index=images.index)
 
 
 def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -76,18 +80,19 @@ def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame
     return images[~bad], skipped
 
 
-def validation_mask(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
-    """Bool N, a stratified share of the training images.
+def draw_test(images: pd.DataFrame, test_fraction: float, seed: int) -> pd.DataFrame:
+    """The images with a stratified share for test, where the data set gives no split.
 
-    Every class with two images or more gives at least one and keeps at least one.
+    Args:
+        images: with ``class_name``, ``split`` (missing where none is given) and ``group``.
+        test_fraction: share of each class, of whole groups.
+        seed: of the choice.
     """
-    rng = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        mask[members[:count]] = True
-    return mask
+    if images["split"].notna().any():
+        return images
+    names, groups = (images[name].to_numpy(object) for name in ("class_name", "group"))
+    mask = validation_mask(names, test_fraction, seed, groups)
+    return images.assign(split=np.where(mask, "test", "train"))
 
 
 def make_manifest(
@@ -96,7 +101,8 @@ def make_manifest(
     """The manifest and the class names in the order of the labels.
 
     Args:
-        images: of a `opam.datasets.dataset.Dataset`, with ``width`` and ``height``.
+        images: of a `opam.datasets.dataset.Dataset`, with ``width``, ``height`` and ``group``
+            (see `opam.groups.grouped`); without ``group`` each photograph is one of its own.
         val_fraction: share of the training images set aside.
         seed: of that choice.
 
@@ -118,11 +124,31 @@ def make_manifest(
     manifest = images.sort_values("image_id", ignore_index=True)
     label_of = {name: label for label, name in enumerate(classes)}
     manifest["label"] = manifest["class_name"].map(label_of)
-    training = np.flatnonzero(manifest["split"] == "train")
-    mask = validation_mask(manifest["label"].to_numpy()[training], val_fraction, seed)
-    if not mask.any():
-        raise OpamError("dataset: no class has two training images; add some, for val")
-    manifest.loc[training[mask], "split"] = "val"
+    if "group" not in manifest:
+        manifest["group"] = manifest["image_id"]
+    if not (manifest["split"] == "val").any():
+        training = np.flatnonzero(manifest["split"] == "train")
+        labels, groups = (manifest[name].to_numpy()[training] for name in ("label", "group"))
+        mask = validation_mask(labels, val_fraction, seed, groups)
+        if not mask.any():
+            raise OpamError(_no_val(labels))
+        manifest.loc[training[mask], "split"] = "val"
     for column, side in zip(GT_BOX, ("width", "height") * 2, strict=True):
         manifest[column] = manifest[column].clip(lower=0).clip(upper=manifest[side])
     return manifest, classes
+
+
+def _no_val(labels: np.ndarray) -> str:
+    if np.bincount(labels).max() < 2:
+        return "dataset: no class has two training images; add some, for val"
+    return (
+        "dataset: the training images of each class are all of one group (copies, a burst, the "
+        "column 'group'), so that none can be set aside as val; add others, or set "
+        "prepare.bursts: ignore"
+    )
+
+
+def classes_without_val(manifest: pd.DataFrame) -> list[str]:
+    """Names of the classes that have photographs for training and none for val."""
+    names = {split: set(own["class_name"]) for split, own in manifest.groupby("split")}
+    return sorted(names["train"] - names["val"])

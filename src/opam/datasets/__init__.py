@@ -66,14 +66,12 @@ def fetch(params: DatasetParams, raw: Path) -> Path:
     return PUBLISHED[params.name].fetch(raw, source)
 
 
-def read(name: DatasetName, archive: Path, test_fraction: float, seed: int) -> Dataset:
+def read(name: DatasetName, archive: Path) -> Dataset:
     """Read what `fetch` brought and `opam.archive.pack` packed.
 
     Args:
         name: of the data set.
         archive: with all its files.
-        test_fraction: imagefolder without a test folder only: share of each class for test.
-        seed: of that split.
 
     Raises:
         OpamError: the files are not as the publisher lays them out.
@@ -82,5 +80,5 @@ def read(name: DatasetName, archive: Path, test_fraction: float, seed: int) -> D
     if name == "synthetic_birds":
         return synthetic_birds.read(raw)
     if name == "imagefolder":
-        return imagefolder.read(raw, test_fraction, seed)
+        return imagefolder.read(raw)
     return PUBLISHED[name].read(raw)

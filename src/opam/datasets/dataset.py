@@ -24,7 +24,8 @@ class Dataset:
 
     Attributes:
         images: ``image_id`` (path below the image root, forward slashes), ``path``,
-            ``class_name``, ``split`` ("train" or "test"), and the true object box
+            ``class_name``, ``split`` ("train" or "test"; missing in every row where the set has no
+            splits), and the true object box
             ``gt_x0, gt_y0, gt_x1, gt_y1`` (half-open pixels, or missing).
         keypoints: ``image_id, part, x, y, visible``; empty where the set has none.
     """

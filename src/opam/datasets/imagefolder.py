@@ -3,7 +3,6 @@
 import zipfile
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pandas as pd
 
 from opam.archive import names
@@ -24,13 +23,13 @@ def fetch(raw: Path, source: Path | None) -> Path:
     return take_over(source, raw)
 
 
-def read(raw: zipfile.Path, test_fraction: float, seed: int) -> Dataset:
+def read(raw: zipfile.Path) -> Dataset:
     """List the photographs. Hidden files and folders do not count.
+
+    Where there is no test folder, ``split`` is missing: it is drawn when groups are known.
 
     Args:
         raw: the folder.
-        test_fraction: share of each class for test, where there is no test folder.
-        seed: of that split.
 
     Raises:
         OpamError: no class folder, a class folder without photographs, or train without test.
@@ -46,13 +45,7 @@ def read(raw: zipfile.Path, test_fraction: float, seed: int) -> Dataset:
         return dataset(images)
     rows = _class_rows(top, files)
     images = pd.DataFrame(rows, columns=["image_id", "path", "class_name"])
-    rng = np.random.default_rng(seed)
-    split = pd.Series("train", index=images.index)
-    for _, members in images.groupby("class_name", sort=True):
-        shuffled = rng.permutation(members.index.to_numpy())
-        count = min(max(1, round(test_fraction * len(members))), len(members) - 1)
-        split[shuffled[:count]] = "test"
-    return dataset(images.assign(split=split))
+    return dataset(images.assign(split=None))
 
 
 def _class_rows(

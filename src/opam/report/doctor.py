@@ -144,7 +144,6 @@ def params_file() -> Check:
 def data_set() -> Check:
     """The photographs are there, or can be had."""
     from opam.datasets import DatasetParams, read
-    from opam.preparation import PrepareParams
 
     params = read_params("dataset", DatasetParams)
     drawn = params.name == "synthetic_birds"
@@ -153,8 +152,7 @@ def data_set() -> Check:
     if raw.exists():
         # One of another data set does no harm: the first stage replaces it.
         with suppress(OpamError):
-            prepare = read_params("prepare", PrepareParams)
-            read(params.name, raw, prepare.test_fraction, prepare.seed)
+            read(params.name, raw)
             return Check("data set", "ok", f"{params.name}, in {raw}")
     if params.path is None and (drawn or downloaded):
         how = "drawn" if drawn else "downloaded"
