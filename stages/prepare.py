@@ -84,7 +84,7 @@ def main() -> None:
     write_csv(SKIPPED, skipped)
     write_csv(DUPLICATES, table.assign(split=split.fillna(table["split"])))
     if lacking := classes_without_val(manifest):
-        print(f"val has none of {len(lacking)} classes, all of one group: {', '.join(lacking)}")
+        print(f"without val, for want of a second group: {', '.join(lacking)}")
     print(manifest.groupby("split").size().to_string())
 
 

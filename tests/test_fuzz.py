@@ -122,7 +122,7 @@ def test_files_of_data_sets(
             to.writestr(zipfile.ZipInfo(file, FIRST_DATE), content)
 
     def manifest() -> pd.DataFrame:
-        images = read(name, archive, 0.3, 0).images  # type: ignore[arg-type]
+        images = read(name, archive).images  # type: ignore[arg-type]
         return make_manifest(images.assign(width=40, height=30), 0.5, 0)[0]
 
     found = read_or_told(manifest)
@@ -141,7 +141,7 @@ def test_the_packed_data_set(tmp_path: Path, data: st.DataObject) -> None:
     archive.write_bytes(spoil(archive.read_bytes(), data.draw(edits)))
 
     def every_image() -> None:
-        for path in read("imagefolder", archive, 0.3, 0).images["path"]:
+        for path in read("imagefolder", archive).images["path"]:
             read_image(path)
 
     read_or_told(every_image)

@@ -212,7 +212,7 @@ def told(pairs: tuple[np.ndarray, np.ndarray], images: pd.DataFrame) -> str:
     largest = images["image_id"].iloc[np.flatnonzero(group == sizes.argmax())[0]]
     kinds = [len(np.unique(each)) for each in pairs]
     return (
-        f"bursts: {several.sum()} photographs in {len(several)} groups ({kinds[0]} by the time of "
-        f"taking, {kinds[1]} by features), the largest of {sizes.max()} ({largest} ...); each is "
-        "kept on one side of splits and folds"
+        f"bursts: {several.sum()} photographs in {len(several)} group{'s' * (len(several) > 1)} "
+        f"({kinds[0]} by the time of taking, {kinds[1]} by features), the largest of {sizes.max()} "
+        f"({largest} ...); each is kept on one side of splits and folds"
     )
