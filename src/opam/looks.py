@@ -22,7 +22,7 @@ PICTURE = 160
 QUALITY = 95
 """Of its JPEG: a tenth of its pixels' memory, for the whole set is held at once."""
 
-WITH_EXIF = ("JPEG", "MPO", "PNG", "TIFF", "WEBP")
+WITH_EXIF = ("JPEG", "PNG", "TIFF", "WEBP")
 """Formats, by Pillow's names, that are asked for the time of taking."""
 MAKE, MODEL, EXIF, DATE, FRACTION = 0x010F, 0x0110, 0x8769, 0x9003, 0x9291
 
