@@ -247,6 +247,7 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     )
     assert done.returncode == 1
     assert "5 folds of 40 val images in 2 groups" in done.stderr
+    write_manifest(tmp_path, images, labels, images["image_id"])
 
     fusion = read_json(tmp_path / "data/fusion.json")
     assert fusion["rule"] == rule
