@@ -6,10 +6,8 @@ Run by itself: ``python stages/fetch_data.py``.
 import shutil
 from pathlib import Path
 
-import pandas as pd
-
 from opam.archive import pack
-from opam.artifacts import write_csv
+from opam.artifacts import write_json
 from opam.config import read_params
 from opam.datasets import DatasetParams, fetch
 from opam.images import ignored
@@ -17,19 +15,19 @@ from opam.resume import RESUME
 from opam.stage import run
 
 RAW = Path("data/raw.zip")
-HIDDEN = Path("data/hidden.csv")
+HIDDEN = Path("data/hidden.json")
 """Files that are not packed: a program's own file, come or gone, must run nothing again."""
 UNPACKED = RESUME / "unpacked"
 
 
 def main() -> None:
-    """Write data/raw.zip, the data set as its publisher lays it out, and data/hidden.csv."""
+    """Write data/raw.zip, the data set as its publisher lays it out, and data/hidden.json."""
     params = read_params("dataset", DatasetParams)
     shutil.rmtree(UNPACKED, ignore_errors=True)
     UNPACKED.mkdir(parents=True)
     try:
         hidden = pack(fetch(params, UNPACKED), RAW, ignored)
-        write_csv(HIDDEN, pd.DataFrame({"path": hidden}))
+        write_json(HIDDEN, hidden)
     finally:
         shutil.rmtree(UNPACKED, ignore_errors=True)
 

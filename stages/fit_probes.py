@@ -92,7 +92,9 @@ def fitted(
     probes = []
     for name, rows in kinds.items():
         features = features_of(backbone, rows, input_size, views, seed, execution, name, inputs)
-        probe = fit_probe(features, rows["label"].to_numpy(), classes, seed)
+        probe = fit_probe(
+            features, rows["label"].to_numpy(), classes, seed, rows["group"].to_numpy()
+        )
         print(
             f"probe of {name}: shrinkage {probe.shrinkage}, right in {probe.accuracy:.1%} of "
             "the training photographs left out",
@@ -119,7 +121,7 @@ def main() -> None:
     clusters = read_json(NEURON_CLUSTERS)["clusters"]
     classes = manifest["label"].nunique()
 
-    training = manifest.loc[manifest["split"] == "train", ["image_id", "path", "label"]]
+    training = manifest.loc[manifest["split"] == "train", ["image_id", "path", "label", "group"]]
     sizes = manifest[["image_id", "width", "height"]]
     whole = training.merge(sizes).rename(columns={"width": "x1", "height": "y1"})
     objects = training.merge(read_table(OBJECTS, "objects"))

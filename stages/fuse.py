@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from opam.artifacts import write_json
+from opam.artifacts import read_table, write_json
 from opam.config import read_params
 from opam.fusion import BRANCHES, FusionParams, by_branch, search_weights
 from opam.scores import PROBE, read_scores
 from opam.stage import run
 
+MANIFEST = Path("data/manifest.parquet")
 SCORES = Path("data/scores")
 FUSION = Path("data/fusion.json")
 
@@ -25,6 +26,8 @@ def main() -> None:
     images, scores = read_scores(SCORES)
     val = (images["split"] == "val").to_numpy()
     labels = images.loc[val, "label"].to_numpy()
+    group_of = read_table(MANIFEST, "manifest").set_index("image_id")["group"]
+    groups = group_of[images.loc[val, "image_id"]].to_numpy()
     if params.scores != "all":
         probes = params.scores == "probes"
         scores = {name: own for name, own in scores.items() if name.endswith(PROBE) == probes}
@@ -38,7 +41,9 @@ def main() -> None:
             if params.rule == "product":
                 items = [[name] for names in items for name in names]
             stacked = np.stack([np.mean([scores[name][val] for name in each], 0) for each in items])
-            found = search_weights(stacked, labels, params.folds, params.step, seed, params.rule)
+            found = search_weights(
+                stacked, labels, params.folds, params.step, seed, params.rule, groups
+            )
             combination = "+".join(chosen)
             weights[combination] = by_name(items, found.weights)
             accuracy[combination] = found.accuracy

@@ -5,59 +5,109 @@ Run by itself: ``python stages/prepare.py``.
 
 from pathlib import Path
 
-from opam.artifacts import write_csv, write_json, write_table
+import numpy as np
+import pandas as pd
+
+from opam import duplicates
+from opam.artifacts import read_json, write_csv, write_json, write_table
 from opam.config import read_params
 from opam.datasets import DatasetName, read
+from opam.datasets.dataset import HIDDEN, skipped_files
 from opam.datasets.table_rows import TableColumns
 from opam.device import ExecutionParams
+from opam.groups import grouped
 from opam.preparation import (
     PrepareParams,
+    check_folds,
     check_photographs,
+    classes_without_val,
     draw_test,
     leave_out_bad,
     leave_out_others,
     make_manifest,
+    photographs_digest,
     skipped_table,
     summary,
 )
 from opam.stage import run
 
-RAW = Path("data/raw.zip")
-MANIFEST = Path("data/manifest.parquet")
-CLASSES = Path("data/classes.json")
-KEYPOINTS = Path("data/keypoints.parquet")
-COARSE_LABELS = Path("data/coarse_labels.parquet")
-SKIPPED = Path("data/skipped.csv")
+DATA = Path("data")
+RAW = DATA / "raw.zip"
+
+
+def without_copies(
+    images: pd.DataFrame, policy: str
+) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
+    """The photographs that stay, pairs of them that are copies, and the table of duplicates."""
+    images = images.reset_index(drop=True)
+    pairs, exact = duplicates.copies(images, images["split"])
+    table = duplicates.resolve(duplicates.duplicate_table(images, pairs, exact), policy)
+    for line in duplicates.told(table):
+        print(line)
+    stays = np.ones(len(images), dtype=bool)
+    stays[table.index[table["action"] == "dropped"]] = False
+    place = np.cumsum(stays) - 1
+    return images[stays].reset_index(drop=True), place[pairs[stays[pairs].all(1)]], table
+
+
+def with_groups(
+    images: pd.DataFrame, copies: np.ndarray, bursts: str, execution: ExecutionParams
+) -> pd.DataFrame:
+    """``images`` with the ``group`` that splits and folds keep together."""
+    pairs = [copies]
+    if bursts == "together":
+        # Here, because only this needs torch.
+        from opam import bursts as finding
+
+        found = finding.bursts(images, execution)
+        print(finding.told(found, images))
+        pairs += found
+    return images.assign(group=grouped(images, pairs))
 
 
 def main() -> None:
-    """Write data/manifest.parquet, classes.json, keypoints and coarse_labels, and skipped.csv."""
+    """Write the manifest and classes.json, keypoints, coarse_labels, what is left out, copies."""
     name: DatasetName = read_params("dataset.name", DatasetName)  # type: ignore[arg-type]
     columns = read_params("dataset.columns", TableColumns)
     params = read_params("prepare", PrepareParams)
-    workers = read_params("execution", ExecutionParams).workers
+    folds = read_params("fusion.folds", int)
+    execution = read_params("execution", ExecutionParams)
 
     data = read(name, RAW, columns)
     if data.layout:
         print(data.layout)
-    images = data.images.join(check_photographs(data.images, workers))
+    images = data.images.join(check_photographs(data.images, execution.workers))
     others = images.iloc[:0]
     if not data.listed:
         images, others = leave_out_others(images)
     images, bad = leave_out_bad(images, params.on_bad_image)
     given = set(images["split"].dropna())
+    images, copies, table = without_copies(images, params.duplicates)
+    images = with_groups(images, copies, params.bursts, execution)
     images = draw_test(images, params.test_fraction, params.seed)
     manifest, classes = make_manifest(images, params.val_fraction, params.seed)
+    check_folds(manifest, folds)
     keypoints, coarse_labels = (
-        table[table["image_id"].isin(manifest["image_id"])].sort_values(["image_id", by])
-        for table, by in ((data.keypoints, "part"), (data.coarse_labels, "level"))
+        rows[rows["image_id"].isin(manifest["image_id"])].sort_values(["image_id", by])
+        for rows, by in ((data.keypoints, "part"), (data.coarse_labels, "level"))
     )
-    skipped = skipped_table(data.skipped, others, bad, str(RAW))
-    write_table(MANIFEST, "manifest", manifest)
-    write_json(CLASSES, classes)
-    write_table(KEYPOINTS, "keypoints", keypoints)
-    write_table(COARSE_LABELS, "coarse_labels", coarse_labels)
-    write_csv(SKIPPED, skipped)
+    hidden = skipped_files(read_json(DATA / "hidden.json"), HIDDEN)
+    dropped = table[table["action"] == "dropped"]
+    skipped = skipped_table(pd.concat([data.skipped, hidden]), others, bad, dropped, str(RAW))
+    write_table(DATA / "manifest.parquet", "manifest", manifest)
+    write_json(DATA / "classes.json", classes)
+    write_table(DATA / "keypoints.parquet", "keypoints", keypoints)
+    write_table(DATA / "coarse_labels.parquet", "coarse_labels", coarse_labels)
+    write_csv(DATA / "skipped.csv", skipped)
+    split = table["image_id"].map(manifest.set_index("image_id")["split"])
+    write_csv(DATA / "duplicates.csv", table.assign(split=split.fillna(table["split"])))
+    counts = {name: int((manifest["split"] == name).sum()) for name in ("train", "val", "test")}
+    write_json(
+        DATA / "photographs.json",
+        {"sha256": photographs_digest(manifest), **counts, "left_out": len(skipped)},
+    )
+    if lacking := classes_without_val(manifest):
+        print(f"without val, for want of a second group: {', '.join(lacking)}")
     for line in summary(manifest, given, skipped):
         print(line)
 

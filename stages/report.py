@@ -27,6 +27,7 @@ from opam.lineage import lineage, looks_at
 from opam.objects import ObjectParams
 from opam.parts import PartParams
 from opam.report.page import gallery, tables
+from opam.report.page.copies import copy_groups
 from opam.report.page.render import render
 from opam.scores import read_scores
 from opam.stage import run
@@ -78,6 +79,15 @@ def read_plot_data(name: str) -> list[dict[str, Any]]:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
 
 
+def read_duplicates() -> pd.DataFrame:
+    """The photographs that are copies of each other, as `prepare` lists them."""
+    path = DATA / "duplicates.csv"
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False).astype({"group": int})
+    except FileNotFoundError:
+        raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
+
+
 def read_comparison() -> list[dict[str, Any]]:
     """A row a system; none where the systems were not compared."""
     path = DATA / "comparison.json"
@@ -99,6 +109,7 @@ def main() -> None:
     fusion = read_json(DATA / "fusion.json")
     clusters = read_json(DATA / "neuron_clusters.json")
     manifest = read_table(DATA / "manifest.parquet", "manifest")
+    duplicates = read_duplicates()
     finished = gallery.Run(
         photographs=manifest[manifest["split"] == "test"],
         scores=read_answers(fusion),
@@ -148,6 +159,8 @@ def main() -> None:
         "looks": looks_at(made_from["photographs"]["sha256"]).to_dict("records"),
         "splits": manifest["split"].value_counts().to_dict(),
         "classes": classes,
+        "copies": copy_groups(duplicates),
+        "copy_counts": {"photographs": len(duplicates), "groups": duplicates["group"].nunique()},
         "branches": list(answers),
         "metrics": read_json(DATA / "metrics.json"),
         "ablation": read_plot_data("ablation.csv"),

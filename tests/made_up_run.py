@@ -13,6 +13,7 @@ from PIL import Image
 from small_project import ROOT, small_params
 
 from opam.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
+from opam.duplicates import COLUMNS
 from opam.fusion import BRANCHES, FUSED, fuse_named
 from opam.scores import PROBE
 
@@ -64,6 +65,7 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
             "label": labels,
             "class_name": [classes[label] for label in labels],
             "split": ["test"] * count + ["train"] * len(classes),
+            "group": every,
             "width": 40,
             "height": 30,
             **{name: pd.array([None] * len(every), dtype="Int32") for name in GT_BOX},
@@ -71,6 +73,9 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
     )
     write_table(data / "manifest.parquet", "manifest", manifest)
     write_json(data / "classes.json", classes)
+    twins = manifest[["image_id", "path", "class_name", "split"]].iloc[[0, -1]]
+    twins = twins.assign(group=1, kind="identical", conflict="in train and test", action="kept")
+    write_csv(data / "duplicates.csv", twins[COLUMNS])
     total = len(every)
     corners = rng.integers(0, 15, (total * PROPOSALS, 2))
     boxes = np.hstack([corners, corners + rng.integers(5, 15, corners.shape)])

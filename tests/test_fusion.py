@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_project import ROOT
 
-from opam.artifacts import read_json, write_table
+from opam.artifacts import GT_BOX, read_json, write_table
 from opam.errors import OpamError
 from opam.folds import fold_of
 from opam.fusion import (
@@ -198,6 +199,15 @@ def test_equal_branches_get_weights_closest_to_equal() -> None:
     assert found.weights == pytest.approx((1 / 3,) * 3)
 
 
+def write_manifest(
+    folder: Path, images: pd.DataFrame, labels: np.ndarray, group: Sequence[str] | pd.Series
+) -> None:
+    sizes = dict.fromkeys(("width", "height"), 9)
+    boxes = {name: pd.array([None] * len(images), dtype="Int32") for name in GT_BOX}
+    table = images.assign(path="", label=labels, class_name="x", group=group, **sizes, **boxes)
+    write_table(folder / "data/manifest.parquet", "manifest", table)
+
+
 @pytest.mark.parametrize("rule", ["product", "mean"])
 def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_path: Path) -> None:
     """In a mean, as in the paper, all clusters count alike."""
@@ -224,7 +234,20 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     write_table(folder / "probes.parquet", "probe_scores", probes)
     params = {"seed": 0, "fusion": {"rule": rule, "scores": "networks"}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    write_manifest(tmp_path, images, labels, images["image_id"])
     subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+
+    write_manifest(tmp_path, images, labels, ["one"] * 20 + ["other"] * 40)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "stages/fuse.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "5 folds of 40 val images in 2 groups" in done.stderr
+    write_manifest(tmp_path, images, labels, images["image_id"])
 
     fusion = read_json(tmp_path / "data/fusion.json")
     assert fusion["rule"] == rule

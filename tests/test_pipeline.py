@@ -95,6 +95,8 @@ EXPECTED: dict[str, list[str]] = {
     "prepare.test_fraction": ALL[1:],
     "prepare.val_fraction": ALL[1:],
     "prepare.on_bad_image": ALL[1:],
+    "prepare.duplicates": ALL[1:],
+    "prepare.bursts": ALL[1:],
     "backbone.name": ["colocalize", *FROM_FILTERNET, *BASELINES],
     "backbone.weights": ["colocalize", *FROM_FILTERNET, *BASELINES],
     **{

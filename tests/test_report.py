@@ -21,6 +21,7 @@ from small_project import Undisturbed, digests
 from opam.artifacts import BOX, read_json, read_table
 from opam.parts import PartParams, score_parts, select_parts
 from opam.report.page import figures, tables
+from opam.report.page.copies import GROUPS, MEMBERS, copy_groups
 from opam.report.page.gallery import PIECE, write_pieces
 from opam.report.page.photographs import LONGEST_SIDE, candidate_table, packed_map
 from opam.report.page.render import compact_json
@@ -453,6 +454,52 @@ def test_it_fits_narrow_and_wide_windows(folder: Path, open_page: Open, width: i
     page.wait_for_selector("#large-body dl")
     large = "document.querySelector('dialog')"
     assert page.evaluate(f"{large}.scrollWidth - {large}.clientWidth") <= 0
+
+
+@pytest.mark.slow
+def test_copies_are_shown_at_any_width(tmp_path: Path, open_page: Open) -> None:
+    folder = make_up_run(tmp_path / "copies", len(EVIL_IDS), EVIL_CLASSES, EVIL_IDS)
+    done = report(folder)
+    assert done.returncode == 0, done.stderr
+    page = open_page(folder / "data/report", width=400)
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.inner_text("#copies h3") == "Identical: in train and test"
+    assert page.inner_text("#copies .tile:last-child .name") == "train/0003.jpg"
+    assert page.inner_text("#copies .tile:first-child strong") == EVIL
+    page.focus("a[href='#copies']")
+    page.keyboard.press("Enter")
+    loaded = "[...document.querySelectorAll('#copies img')].map((each) => each.naturalWidth)"
+    page.wait_for_function(f"{loaded}.every((width) => width === 40)")
+    assert len(page.evaluate(loaded)) == 2
+    assert violations(page) == []
+
+
+def test_copies_are_in_the_page(tmp_path: Path) -> None:
+    folder = make_up_run(tmp_path, len(EVIL_IDS), EVIL_CLASSES, EVIL_IDS)
+    done = report(folder)
+    assert done.returncode == 0, done.stderr
+    html = (folder / "data/report/index.html").read_text()
+    section = html[html.index('<section id="copies"') : html.index("</main>")]
+    assert "Identical: in train and test" in section
+    assert section.count('<img class="copy" src="data:image/jpeg;base64,') == 2
+    assert EVIL not in section
+    assert "train/0003.jpg" in section
+    assert '<a href="#copies">' in html
+
+
+def test_conflicts_come_first_and_few_copies_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (300, 200)).save(path)
+    rows = [(group, f"{group}/{n}", str(path)) for group in range(1, 31) for n in range(2)]
+    table = pd.DataFrame(rows, columns=["group", "image_id", "path"])
+    table = table.assign(class_name="x", split="train", kind="near", action="kept", conflict="")
+    table.loc[table["group"] == 30, "conflict"] = "2 labels"
+    found = copy_groups(pd.concat([table, *[table.tail(1)] * 9]))
+    assert len(found) == GROUPS
+    assert [found[0]["conflict"], found[0]["count"]] == ["2 labels", 11]
+    assert len(found[0]["photographs"]) == MEMBERS
+    assert found[1]["photographs"][0]["image_id"] == "1/0"
+    assert copy_groups(table.head(0)) == []
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "label": pa.int32(),
             "class_name": pa.string(),
             "split": pa.string(),
+            "group": pa.string(),
             "width": pa.int32(),
             "height": pa.int32(),
             **{name: pa.int32() for name in GT_BOX},

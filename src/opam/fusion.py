@@ -180,7 +180,13 @@ def most_probable(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def search_weights(
-    scores: np.ndarray, labels: np.ndarray, folds: int, step: float, seed: int, rule: Rule
+    scores: np.ndarray,
+    labels: np.ndarray,
+    folds: int,
+    step: float,
+    seed: int,
+    rule: Rule,
+    groups: np.ndarray | None = None,
 ) -> Fusion:
     """Search fusion weights, with k-fold cross-validation.
 
@@ -191,13 +197,16 @@ def search_weights(
         step: as for `most_accurate`, which finds the weights of a mean.
         seed: of the folds.
         rule: product: the weights are those of `most_probable`.
+        groups: N, of any type: images that are in one fold; None: each by itself.
 
     Raises:
-        OpamError: fewer images than folds.
+        OpamError: fewer images, or groups of them, than folds.
     """
-    if len(labels) < folds:
+    count = len(labels) if groups is None else len(np.unique(groups))
+    if count < folds:
+        of = f" in {count} groups" if count < len(labels) else ""
         raise OpamError(
-            f"fusion.folds: {folds} folds of {len(labels)} val images; lower it or raise "
+            f"fusion.folds: {folds} folds of {len(labels)} val images{of}; lower it or raise "
             "prepare.val_fraction"
         )
     scores, labels = np.asarray(scores), np.asarray(labels)
@@ -207,7 +216,7 @@ def search_weights(
         found = most_accurate(own, truth, step) if rule == "mean" else most_probable(own, truth)
         return tuple(found.tolist())
 
-    fold = fold_of(labels, folds, seed)
+    fold = fold_of(labels, folds, seed, groups)
     found = tuple(best(fold != number) for number in range(folds))
     right = np.empty(len(labels), dtype=bool)
     for number, weights in enumerate(found):

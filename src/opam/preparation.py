@@ -1,5 +1,6 @@
 """Preparation: from a data set as published to the manifest that all stages read."""
 
+import hashlib
 from typing import Literal
 
 import numpy as np
@@ -9,16 +10,15 @@ from pydantic import Field
 
 from opam.artifacts import GT_BOX
 from opam.config import Params
+from opam.descriptors import Descriptor, describe
 from opam.errors import OpamError
-from opam.images import NotAPhotograph, read_with_range
+from opam.folds import validation_mask
 from opam.progress import progress
 from opam.samples import unused_depth
 
-CHECKED = ["width", "height", "problem", "is_photograph"]
-
 
 class PrepareParams(Params):
-    """Splits and bad photographs."""
+    """Splits, bad photographs, copies."""
 
     seed: int = Field(0, ge=0, description="of the splits")
     test_fraction: float = Field(
@@ -33,6 +33,17 @@ class PrepareParams(Params):
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="skip: leave bad photographs out and list them in data/skipped.csv"
     )
+    duplicates: Literal["report", "drop", "stop"] = Field(
+        "report",
+        description="photographs that are copies of each other, or nearly: report: only listed in "
+        "data/duplicates.csv; drop: one stays, of test where it has one, and under two labels "
+        "none; stop: there may be none",
+    )
+    bursts: Literal["together", "ignore"] = Field(
+        "together",
+        description="photographs of one class that were taken in one burst: together: found, and "
+        "kept on one side of splits and folds",
+    )
 
 
 def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
@@ -43,29 +54,19 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
         workers: processes.
 
     Returns:
-        ``width, height, problem, is_photograph`` on the same index; problem is empty where all
-        is well, and ``is_photograph`` (bool) false where the content is of no image format.
+        The fields of `opam.descriptors.Descriptor` on the same index; ``problem`` is empty where
+        all is well.
 
     Raises:
         OpamError: the photographs have samples of 16 bits, of which all use fewer.
     """
-    jobs = (delayed(_check)(path) for path in images["path"])
+    jobs = (delayed(describe)(path) for path in images["path"])
     found = Parallel(n_jobs=max(1, workers), return_as="generator")(jobs)
     rows = list(progress(found, len(images), "checking photographs"))
-    checked = pd.DataFrame(rows, columns=[*CHECKED, "largest"], index=images.index)
-    largest = checked.pop("largest").astype(float)
-    if told := unused_depth(largest.to_numpy()):
-        raise OpamError(f"{images['path'][largest.first_valid_index()]}: {told}")
+    checked = pd.DataFrame(rows, columns=Descriptor._fields, index=images.index)
+    if told := unused_depth(checked["largest"].to_numpy(float)):
+        raise OpamError(f"{images['path'][checked['largest'].first_valid_index()]}: {told}")
     return checked
-
-
-def _check(path: str) -> tuple[int, int, str, bool, float]:
-    try:
-        image, largest = read_with_range(path)
-    except OpamError as error:
-        return 0, 0, str(error), not isinstance(error, NotAPhotograph), np.nan
-    height, width = image.shape[:2]
-    return width, height, "", True, np.nan if largest is None else largest
 
 
 def leave_out_others(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -74,7 +75,7 @@ def leave_out_others(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         OpamError: a class has no photograph.
     """
-    none = ~images["is_photograph"]
+    none = ~images["is_photograph"].astype(bool)
     _keep_every_class(images, ~none, "no file in its folder is a photograph; add some or remove it")
     return images[~none], images[none]
 
@@ -105,25 +106,18 @@ def _keep_every_class(images: pd.DataFrame, kept: pd.Series, problem: str) -> No
 
 
 def draw_test(images: pd.DataFrame, test_fraction: float, seed: int) -> pd.DataFrame:
-    """The images with a stratified share for test, where the data set gives no split."""
+    """The images with a stratified share for test, where the data set gives no split.
+
+    Args:
+        images: with ``class_name``, ``split`` (missing where none is given) and ``group``.
+        test_fraction: share of each class, of whole groups.
+        seed: of the choice.
+    """
     if images["split"].notna().any():
         return images
-    mask = validation_mask(images["class_name"].to_numpy(), test_fraction, seed)
+    names, groups = (images[name].to_numpy(object) for name in ("class_name", "group"))
+    mask = validation_mask(names, test_fraction, seed, groups)
     return images.assign(split=np.where(mask, "test", "train"))
-
-
-def validation_mask(labels: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
-    """Bool N, a stratified share of the training images.
-
-    Every class with two images or more gives at least one and keeps at least one.
-    """
-    rng = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        mask[members[:count]] = True
-    return mask
 
 
 def make_manifest(
@@ -132,7 +126,8 @@ def make_manifest(
     """The manifest and the class names in the order of the labels.
 
     Args:
-        images: of a `opam.datasets.dataset.Dataset`, with ``width`` and ``height``.
+        images: of a `opam.datasets.dataset.Dataset`, with ``width``, ``height`` and ``group``
+            (see `opam.groups.grouped`); without ``group`` each photograph is one of its own.
         val_fraction: share of the training images set aside, where the data set gives no val.
         seed: of that choice.
 
@@ -157,11 +152,14 @@ def make_manifest(
     manifest = images.sort_values("image_id", ignore_index=True)
     label_of = {name: label for label, name in enumerate(classes)}
     manifest["label"] = manifest["class_name"].map(label_of)
+    if "group" not in manifest:
+        manifest["group"] = manifest["image_id"]
     if not given_val:
         training = np.flatnonzero(manifest["split"] == "train")
-        mask = validation_mask(manifest["label"].to_numpy()[training], val_fraction, seed)
+        labels, groups = (manifest[name].to_numpy()[training] for name in ("label", "group"))
+        mask = validation_mask(labels, val_fraction, seed, groups)
         if not mask.any():
-            raise OpamError("dataset: no class has two training images; add some, for val")
+            raise OpamError(_no_val(labels))
         manifest.loc[training[mask], "split"] = "val"
     for column, side in zip(GT_BOX, ("width", "height") * 2, strict=True):
         manifest[column] = manifest[column].clip(lower=0).clip(upper=manifest[side])
@@ -176,7 +174,11 @@ def make_manifest(
 
 
 def skipped_table(
-    unopened: pd.DataFrame, others: pd.DataFrame, bad: pd.DataFrame, archive: str
+    unopened: pd.DataFrame,
+    others: pd.DataFrame,
+    bad: pd.DataFrame,
+    copies: pd.DataFrame,
+    archive: str,
 ) -> pd.DataFrame:
     """Every file that is left out: ``path`` in the archive, ``reason``, ``detail``; by path.
 
@@ -184,10 +186,18 @@ def skipped_table(
         unopened: ``path`` in the archive and ``reason``.
         others: ``path`` and ``problem`` of files that are no photographs.
         bad: the same of bad photographs.
+        copies: ``path`` and ``group`` (of data/duplicates.csv) of copies that are dropped.
         archive: path of the archive, with which those of opened files begin.
     """
     opened = pd.concat(
-        [others.assign(reason="no photograph"), bad.assign(reason="bad photograph")]
+        [
+            others.assign(reason="no photograph"),
+            bad.assign(reason="bad photograph"),
+            copies.assign(
+                reason="copy of another photograph",
+                problem=[f"group {group} of data/duplicates.csv" for group in copies["group"]],
+            ),
+        ]
     ).rename(columns={"problem": "detail"})
     opened["path"] = opened["path"].str.removeprefix(f"{archive}/")
     every = pd.concat([unopened.assign(detail=""), opened])
@@ -218,3 +228,45 @@ def summary(manifest: pd.DataFrame, given: set[str], skipped: pd.DataFrame) -> l
     left_out = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
     lines.append(f"left out: {left_out}; see data/skipped.csv" if left_out else "left out: none")
     return lines
+
+
+def _no_val(labels: np.ndarray) -> str:
+    if np.bincount(labels).max() < 2:
+        return "dataset: no class has two training images; add some, for val"
+    return (
+        "dataset: the training images of each class are all of one group (copies, a burst, the "
+        "column 'group'), so that none can be set aside as val; add others, or set "
+        "prepare.bursts: ignore"
+    )
+
+
+def classes_without_val(manifest: pd.DataFrame) -> list[str]:
+    """Names of the classes that have photographs for training and none for val."""
+    names = {split: set(own["class_name"]) for split, own in manifest.groupby("split")}
+    return sorted(names["train"] - names["val"])
+
+
+def check_folds(manifest: pd.DataFrame, folds: int) -> None:
+    """Check that val has a photograph for each fold of fusion, now and not after the training.
+
+    Raises:
+        OpamError: it has not.
+    """
+    count = int((manifest["split"] == "val").sum())
+    if count < folds:
+        raise OpamError(
+            f"fusion.folds: {folds} folds of {count} val images; lower it or raise "
+            "prepare.val_fraction"
+        )
+
+
+def photographs_digest(manifest: pd.DataFrame) -> str:
+    """SHA-256 of all photographs, with what they are called, labels and splits.
+
+    Args:
+        manifest: of `make_manifest`, with ``pixels``, the digest of each photograph's.
+    """
+    digest = hashlib.sha256()
+    for row in manifest[["image_id", "class_name", "split", "pixels"]].itertuples(index=False):
+        digest.update(repr(row[:3]).encode() + row.pixels)
+    return digest.hexdigest()

@@ -91,17 +91,26 @@ def random_views(box: np.ndarray, views: int, generator: np.random.Generator) ->
     return np.vstack([np.array([[x0, y0, x1, y1]] * 2), drawn])
 
 
-def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> Probe:
+def fit_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Probe:
     """Linear discriminant analysis of all views of all boxes.
 
     Shrinkage of the covariance and scale of the logits are those under which the labels of
     photographs that were left out are most probable, by cross-validation on the photographs given.
+    A class that was left out as a whole says nothing of that, and counts only where all were.
 
     Args:
         features: float N x V x D, the views of N boxes; the first view is the box itself.
         labels: int N, 0..classes-1.
         classes: number C of classes; one that has no box gets the mean of all.
         seed: of the folds.
+        groups: N, of any type: boxes that are left out together, such as those of one photograph;
+            None: each by itself.
     """
     count, _, width = features.shape
     flat = features.reshape(-1, width)
@@ -109,20 +118,24 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int)
     spread[spread == 0] = 1.0
     standard = ((features - centre) / spread).astype(np.float32)
 
-    fold = fold_of(labels, FOLDS, seed)
+    fold = fold_of(labels, FOLDS, seed, groups)
     logits = np.zeros((len(SHRINKAGES), count, classes))
-    for number in range(min(FOLDS, count)):
+    known = np.zeros(count, dtype=bool)
+    for number in np.unique(fold):
         held = fold == number
         if held.all():
             continue  # a single photograph
+        known[held] = np.isin(labels[held], labels[~held])
         statistics = _statistics(standard[~held], labels[~held], classes)
         for place, shrinkage in enumerate(SHRINKAGES):
             weights, bias = _discriminant(statistics, shrinkage)
             logits[place, held] = standard[held, 0] @ weights.T + bias
-    own = np.arange(count)
+    asked = np.flatnonzero(known) if known.any() else np.arange(count)
+    logits, truth = logits[:, asked], labels[asked]
+    own = np.arange(len(asked))
     losses = np.array(
         [
-            [-log_softmax(scale * each, axis=1)[own, labels].mean() for scale in SCALES]
+            [-log_softmax(scale * each, axis=1)[own, truth].mean() for scale in SCALES]
             for each in logits
         ]
     )
@@ -130,7 +143,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int)
     weights, bias = _discriminant(_statistics(standard, labels, classes), SHRINKAGES[best])
     weights = SCALES[scale] * weights / spread
     bias = SCALES[scale] * bias - weights @ centre
-    accuracy = float((logits[best].argmax(1) == labels).mean())
+    accuracy = float((logits[best].argmax(1) == truth).mean())
     return Probe(weights, bias, SHRINKAGES[best], accuracy)
 
 

@@ -55,14 +55,14 @@ class Found:
     fallback: str
 
 
-def picture(path: str) -> str:
-    """The photograph as a JPEG of at most `LONGEST_SIDE` pixels a side, in base64.
+def picture(path: str, longest_side: int = LONGEST_SIDE) -> str:
+    """The photograph as a JPEG of at most ``longest_side`` pixels a side, in base64.
 
     Raises:
         OpamError: the photograph cannot be read.
     """
     image = Image.fromarray(read_image(path))
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+    image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=QUALITY, optimize=True)
     return base64.b64encode(stream.getvalue()).decode("ascii")
