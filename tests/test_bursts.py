@@ -8,7 +8,7 @@ from PIL import Image
 
 from opam.bursts import bursts, in_features, in_time, told
 from opam.datasets.synthetic_birds import draw_bird
-from opam.descriptors import DATE, EXIF, FRACTION, MAKE, MODEL, Descriptor
+from opam.descriptors import DATE, EXIF, FRACTION, MAKE, MODEL, Descriptor, describe
 from opam.device import ExecutionParams
 from opam.folds import validation_mask
 from opam.groups import grouped, joined

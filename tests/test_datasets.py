@@ -3,6 +3,7 @@
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,11 @@ CUB = ROOT.parent / "shared/data/CUB_200_2011_small"
 
 
 def photograph(path: Path, size: tuple[int, int] = (40, 30)) -> None:
+    """No two alike: copies would be kept on one side of a split."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (90, 120, 60)).save(path)
+    rng = np.random.default_rng(zlib.crc32("/".join(path.parts[-3:]).encode()))
+    pixels = rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
 
 
 def text(path: Path, *lines: str) -> None:
@@ -132,10 +136,12 @@ EXPECTED = {
 
 def params(name: str, path: Path | None) -> DatasetParams:
     birds = SyntheticBirdsParams(seed=0, train_per_class=2, test_per_class=2)
-    return DatasetParams(name=name, path=str(path) if path else None, synthetic_birds=birds)
+    return DatasetParams(
+        name=name, path=str(path) if path else "data/photographs", synthetic_birds=birds
+    )
 
 
-def read(name: DatasetName, folder: Path) -> Dataset:
+def read(name: DatasetName, folder: Path, test_fraction: float, seed: int) -> Dataset:
     """Pack a folder and read the archive, as the stages do."""
     with tempfile.TemporaryDirectory() as outside:
         pack(folder, Path(outside) / "raw.zip")
@@ -144,6 +150,7 @@ def read(name: DatasetName, folder: Path) -> Dataset:
         if not data.listed:
             images, _ = leave_out_others(images)
         assert (images["problem"] == "").all()
+        images = images.assign(group=images["image_id"])
         return replace(data, images=draw_test(images, test_fraction, seed))
 
 
@@ -175,12 +182,12 @@ def test_the_publishers_layout_is_read(tmp_path: Path, name: str, form: str) -> 
         given = source if form == "folder" else source.parent
     raw = tmp_path / "raw"
     folder = fetch(params(name, given), raw)
-    assert images_of(read(name, folder).images) == EXPECTED[name]
+    assert images_of(read(name, folder, 0.3, 0).images) == EXPECTED[name]
 
 
 def test_cub_keypoints_are_read(tmp_path: Path) -> None:
     lay_out_cub200(tmp_path)
-    keypoints = read("cub200", tmp_path).keypoints
+    keypoints = read("cub200", tmp_path, 0.3, 0).keypoints
     assert keypoints.to_numpy().tolist() == [
         ["007.Auklet/a.jpg", "back", 4.5, 6.0, True],
         ["007.Auklet/a.jpg", "left eye", 0.0, 0.0, False],
@@ -192,14 +199,14 @@ def test_cub_without_boxes_and_parts_is_read(tmp_path: Path) -> None:
     lay_out_cub200(tmp_path)
     (tmp_path / "bounding_boxes.txt").unlink()
     (tmp_path / "parts/part_locs.txt").unlink()
-    data = read("cub200", tmp_path)
+    data = read("cub200", tmp_path, 0.3, 0)
     assert data.images[GT_BOX].isna().all(axis=None)
     assert len(data.keypoints) == 0
 
 
 @pytest.mark.skipif(not CUB.exists(), reason="needs the real photographs, which are not here")
 def test_real_photographs_are_read() -> None:
-    data = read("cub200", CUB)
+    data = read("cub200", CUB, 0.3, 0)
     assert data.images["class_name"].nunique() == 20
     assert set(data.images["split"]) == {"train", "test"}
     assert data.images[GT_BOX].notna().all(axis=None)
@@ -228,7 +235,7 @@ def test_a_bad_row_is_named(tmp_path: Path, file: str, line: str, message: str) 
     with (tmp_path / file).open("a") as stream:
         stream.write(f"{line}\n")
     with pytest.raises(OpamError, match=message):
-        read("cub200", tmp_path)
+        read("cub200", tmp_path, 0.3, 0)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -237,7 +244,7 @@ def test_a_missing_photograph_is_named(tmp_path: Path, name: str) -> None:
     lost = sorted(tmp_path.rglob("*.jpg"))[0]
     lost.unlink()
     with pytest.raises(OpamError, match=lost.name):
-        read(name, tmp_path)
+        read(name, tmp_path, 0.3, 0)
 
 
 @pytest.mark.parametrize("name", [*LAYOUTS, "imagefolder"])
@@ -249,7 +256,7 @@ def test_missing_and_empty_folders_stop(tmp_path: Path, name: str) -> None:
     (tmp_path / "other/thing").mkdir(parents=True)
     folder = fetch(params(name, tmp_path / "other"), tmp_path / "raw")
     with pytest.raises(OpamError):
-        read(name, folder)
+        read(name, folder, 0.3, 0)
 
 
 @pytest.mark.parametrize("name", ["cub200", "stanford_cars", "imagefolder"])
@@ -293,7 +300,7 @@ def test_imagefolder_with_train_and_test(tmp_path: Path) -> None:
     class_folders(tmp_path / "test", {"a": 1})
     (tmp_path / "train/a/notes.txt").write_text("not a photograph")
     photograph(tmp_path / "train/a/.hidden.jpg")
-    assert images_of(read("imagefolder", tmp_path).images) == [
+    assert images_of(read("imagefolder", tmp_path, 0.3, 0).images) == [
         ("train/a/0.jpg", "a", "train", None),
         ("train/b/0.jpg", "b", "train", None),
         ("train/b/1.jpg", "b", "train", None),
@@ -303,17 +310,14 @@ def test_imagefolder_with_train_and_test(tmp_path: Path) -> None:
 
 def test_one_folder_is_split_by_class_and_seed(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 20, "b": 10, "c": 2})
-    images = read("imagefolder", tmp_path).images
-    assert images["split"].isna().all()
-    images = images.assign(group=images["image_id"])
-    first = draw_test(images, 0.3, 0)
+    first = read("imagefolder", tmp_path, 0.3, 0).images
     assert first[first["split"] == "test"].groupby("class_name").size().to_dict() == {
         "a": 6,
         "b": 3,
         "c": 1,
     }
-    again = draw_test(images, 0.3, 0)
-    other = draw_test(images, 0.3, 1)
+    again = read("imagefolder", tmp_path, 0.3, 0).images
+    other = read("imagefolder", tmp_path, 0.3, 1).images
     assert first["split"].equals(again["split"])
     assert not first["split"].equals(other["split"])
 
@@ -322,23 +326,23 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "c").mkdir()
     with pytest.raises(OpamError, match="c/: holds no photographs"):
-        read("imagefolder", tmp_path)
+        read("imagefolder", tmp_path, 0.3, 0)
 
 
 def test_a_single_folder_around_the_classes_does_not_count(tmp_path: Path) -> None:
     class_folders(tmp_path / "photographs", {"a": 2, "b": 2})
     (tmp_path / "photographs/c").mkdir()
     with pytest.raises(OpamError, match="photographs/c/: holds no photographs"):
-        read("imagefolder", tmp_path)
+        read("imagefolder", tmp_path, 0.3, 0)
     (tmp_path / "photographs/c").rmdir()
-    found = read("imagefolder", tmp_path).images
+    found = read("imagefolder", tmp_path, 0.3, 0).images
     assert found["image_id"].tolist() == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"]
 
 
 def test_train_without_test_stops(tmp_path: Path) -> None:
     class_folders(tmp_path / "train", {"a": 2, "b": 2})
     with pytest.raises(OpamError, match="no test/"):
-        read("imagefolder", tmp_path)
+        read("imagefolder", tmp_path, 0.3, 0)
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
@@ -346,7 +350,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     class_folders(tmp_path / "set", {"a": 2, "b": 2})
     (tmp_path / "set/a/link.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
     with pytest.raises(OpamError, match="links out of"):
-        read("imagefolder", tmp_path / "set")
+        read("imagefolder", tmp_path / "set", 0.3, 0)
 
 
 def test_archives_that_lead_out_are_refused(tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def prepare(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
     params["dataset"]["path"] = str(folder / "photographs")
     params["prepare"] |= changes
+    params["fusion"]["folds"] = 2
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("fetch_data", "prepare"):
         done = subprocess.run(

@@ -442,6 +442,7 @@ def run_stages(folder: Path, source: str, **dataset: object) -> subprocess.Compl
     params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
     params["dataset"] |= {"path": source, **dataset}
     params["execution"]["workers"] = 1
+    params["fusion"]["folds"] = 2
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("fetch_data", "prepare"):
@@ -515,7 +516,7 @@ def test_a_set_without_splits_gets_a_test_split_and_others_do_not(tmp_path: Path
     lay_out(tmp_path / "set", *(f"{name}/{n}.jpg" for name in ("a", "b") for n in range(10)))
     images = listed(tmp_path / "set", tmp_path).images
     assert images["split"].isna().all()
-    drawn = draw_test(images, 0.3, 0)
+    drawn = draw_test(images.assign(group=images["image_id"]), 0.3, 0)
     assert drawn.groupby(["class_name", "split"]).size().tolist() == [3, 7, 3, 7]
     pd.testing.assert_frame_equal(draw_test(drawn, 0.5, 1), drawn)
 

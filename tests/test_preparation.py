@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from opam.artifacts import GT_BOX, read_json, read_table
+from opam.descriptors import Descriptor
 from opam.errors import OpamError
 from opam.preparation import check_photographs, leave_out_bad, make_manifest, validation_mask
 
@@ -120,6 +121,7 @@ def test_the_stages_stop_or_record_what_they_skip(tmp_path: Path, on_bad_image: 
     params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
     params["dataset"]["path"] = str(tmp_path / "photographs")
     params["prepare"]["on_bad_image"] = on_bad_image
+    params["fusion"]["folds"] = 2
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
 
     def stage(name: str) -> subprocess.CompletedProcess[str]:
@@ -167,7 +169,7 @@ def test_sixteen_bits_that_are_never_used_are_told(
     table = pd.DataFrame({"path": paths})
     if told is None:
         checked = check_photographs(table, 1)
-        assert list(checked) == ["width", "height", "problem"]
+        assert list(checked) == [*Descriptor._fields]
         assert (checked["problem"] == "").all()
         return
     with pytest.raises(OpamError) as raised:

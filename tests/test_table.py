@@ -182,7 +182,7 @@ def test_names_in_another_unicode_form_and_with_backslashes_match(
 ) -> None:
     (folder / "a").rename(folder / NFD)
     rows = [(name.replace("a/", f".\\{NFC}\\"), cls, split) for name, cls, split in ROWS]
-    for source in (folder, folder / "birds.csv"):
+    for source in (folder, folder.parent):
         (folder / "birds.csv").write_text(table_of(*rows))
         assert said(listed(source, tmp_path))[0] == (f"{NFC}/0.jpg", "007", "train")
 
@@ -300,14 +300,17 @@ def test_a_listed_file_that_is_no_photograph_is_bad(folder: Path, tmp_path: Path
 
 
 def test_prepare_writes_what_the_table_says(folder: Path, tmp_path: Path) -> None:
-    rows = [(*row, coarse) for row, coarse in zip(ROWS, ("gull", "gull", "", ""), strict=True)]
+    photograph(folder / "b/2.jpg")
+    coarser = ("gull", "gull", "", "", "")
+    rows = [*ROWS, ("b/2.jpg", "wren", "val")]
+    rows = [(*row, coarse) for row, coarse in zip(rows, coarser, strict=True)]
     text = table_of(*rows, header="image,label,split,label_1")
     (folder / "birds.csv").write_text(text)
     done = run_stages(tmp_path / "run", str(folder), name="table")
     assert done.returncode == 0, done.stderr
     data = tmp_path / "run/data"
     manifest = read_table(data / "manifest.parquet", "manifest")
-    assert manifest["split"].tolist() == ["train", "val", "train", "test"]
+    assert manifest["split"].tolist() == ["train", "val", "train", "test", "val"]
     assert read_json(data / "classes.json") == ["007", "wren"]
     coarse = read_table(data / "coarse_labels.parquet", "coarse_labels")
     assert json.loads(coarse.to_json(orient="values")) == [
@@ -315,7 +318,7 @@ def test_prepare_writes_what_the_table_says(folder: Path, tmp_path: Path) -> Non
         ["a/1.jpg", 1, "gull"],
     ]
     assert "image from image, label from label, split from split" in done.stdout
-    assert "val: 1 photographs of 1 classes, as given" in done.stdout
+    assert "val: 2 photographs of 2 classes, as given" in done.stdout
     (folder / "birds.csv").write_text(text.replace("TEST", "train"))
     done = run_stages(tmp_path / "run", str(folder), name="table")
     assert done.returncode == 1

@@ -83,7 +83,8 @@ def _rough(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, side = len(small), small.shape[1] // 4
     means = small.reshape(count, side, 4, side, 4, 3).mean((2, 4), dtype=np.float32)
     means -= means.mean((1, 2), keepdims=True)
-    return means.reshape(count, -1), means[:, :, ::-1].reshape(count, -1)
+    size = (count, side * side * 3)
+    return means.reshape(size), means[:, :, ::-1].reshape(size)
 
 
 def _roughly_alike(rough: tuple[np.ndarray, np.ndarray], pairs: np.ndarray) -> np.ndarray:

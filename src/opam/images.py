@@ -193,7 +193,8 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int | None]:
             if pixels > MAX_PIXELS:
                 raise OpamError(f"{name}: {pixels} pixels, more than {MAX_PIXELS}; scale it down")
             bits = _bits(image, content)
-            first = image.tile[0].args if image.tile else None
+            tiles = getattr(image, "tile", None)
+            first = tiles[0].args if tiles else None
             if bits == 16 and isinstance(first, tuple) and first[:1] == ("R",):
                 # Pillow reads these as 8 bits, into noise.
                 raise _undecodable(name, "a TIFF with 16-bit colours in uncompressed planes")

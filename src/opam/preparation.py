@@ -148,6 +148,8 @@ def make_manifest(
     given_val = bool((images["split"] == "val").any())
     if not (images["split"] == "test").any():
         instead = ", or name the val split test: val is then drawn from train" if given_val else ""
+        if "group" in images and (images.groupby("class_name")["group"].nunique() == 1).all():
+            raise OpamError(_all_of_one_group("the images", "test"))
         raise OpamError(f"dataset: no test image; add some{instead}")
     manifest = images.sort_values("image_id", ignore_index=True)
     label_of = {name: label for label, name in enumerate(classes)}
@@ -233,9 +235,13 @@ def summary(manifest: pd.DataFrame, given: set[str], skipped: pd.DataFrame) -> l
 def _no_val(labels: np.ndarray) -> str:
     if np.bincount(labels).max() < 2:
         return "dataset: no class has two training images; add some, for val"
+    return _all_of_one_group("the training images", "val")
+
+
+def _all_of_one_group(which: str, split: str) -> str:
     return (
-        "dataset: the training images of each class are all of one group (copies, a burst, the "
-        "column 'group'), so that none can be set aside as val; add others, or set "
+        f"dataset: {which} of each class are all of one group (copies, a burst, the column "
+        f"'group'), so that none can be set aside as {split}; add others, or set "
         "prepare.bursts: ignore"
     )
 
@@ -247,16 +253,16 @@ def classes_without_val(manifest: pd.DataFrame) -> list[str]:
 
 
 def check_folds(manifest: pd.DataFrame, folds: int) -> None:
-    """Check that val has a photograph for each fold of fusion, now and not after the training.
+    """Check that val has a group for each fold of fusion: now, and not after the training.
 
     Raises:
         OpamError: it has not.
     """
-    count = int((manifest["split"] == "val").sum())
-    if count < folds:
+    groups = manifest.loc[manifest["split"] == "val", "group"]
+    if groups.nunique() < folds:
         raise OpamError(
-            f"fusion.folds: {folds} folds of {count} val images; lower it or raise "
-            "prepare.val_fraction"
+            f"fusion.folds: {folds} folds of {len(groups)} val images in {groups.nunique()} groups "
+            "(copies, bursts, the column 'group'); lower it or raise prepare.val_fraction"
         )
 
 
@@ -267,6 +273,8 @@ def photographs_digest(manifest: pd.DataFrame) -> str:
         manifest: of `make_manifest`, with ``pixels``, the digest of each photograph's.
     """
     digest = hashlib.sha256()
-    for row in manifest[["image_id", "class_name", "split", "pixels"]].itertuples(index=False):
-        digest.update(repr(row[:3]).encode() + row.pixels)
+    columns = (manifest[name] for name in ("image_id", "class_name", "split", "pixels"))
+    for *names, pixels in zip(*columns, strict=True):
+        digest.update(repr(names).encode())
+        digest.update(pixels)
     return digest.hexdigest()
