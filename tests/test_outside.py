@@ -192,7 +192,10 @@ def test_other_versions_are_told(here: Path, capsys: pytest.CaptureFixture[str])
     assert len(lines) == 1
     assert f"torch 1.0, but {versions['torch']} computes on this machine" in lines[0]
     lock = here / "requirements.lock"
-    lock.write_text(f"numpy=={versions['numpy']} \\\n    --hash=sha256:00\ntimm==0.1 \\\n")
+    lock.write_text(
+        f"numpy=={versions['numpy']} ; python_version > '3' \\\n    --hash=sha256:00\n"
+        "numpy==0.1 ; python_version < '3' \\\ntimm==0.1 \\\n"
+    )
     tell_other_pins(lock)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from opam.artifacts import read_json
 from opam.errors import OpamError
 
@@ -57,7 +59,12 @@ def tell_other_versions() -> None:
 def tell_other_pins(lock: Path) -> None:
     """Say on stderr where what is installed is not what the lock file asks for."""
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
-    pins = dict(line.split()[0].split("==") for line in lines if re.match(r"[\w.-]+==", line))
+    pins = {}
+    for line in lines:
+        if re.match(r"[\w.-]+==", line):  # of other Pythons and systems, too
+            pin = Requirement(line.rstrip(" \\"))
+            if pin.marker is None or pin.marker.evaluate():
+                pins[pin.name] = str(pin.specifier).removeprefix("==")
     wanted = {
         module: pins[name] for module, names in PACKAGES.items() for name in names if name in pins
     }
