@@ -51,7 +51,7 @@ dvc remote remove team
 dvc remote add --default team /mnt/share/opam
 dvc remote modify team shared group
 dvc push --run-cache
-git add .dvc/config dvc.lock params.yaml
+git add .dvc/config dvc.lock params.yaml data/looks.csv
 git commit -m "Share the artifacts"
 git push
 git tag --annotate opam@v1.0.0

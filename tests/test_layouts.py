@@ -512,6 +512,20 @@ def test_what_is_no_photograph_changes_no_split(tmp_path: Path) -> None:
     assert manifests[0] == manifests[1]
 
 
+def test_a_hidden_file_more_runs_nothing_again(tmp_path: Path) -> None:
+    """It is listed, but not packed: what all stages depend on stays as it is."""
+    source, run = tmp_path / "set", tmp_path / "run"
+    lay_out(source, *(f"{name}/{n}.jpg" for name in ("finch", "wren") for n in range(9)))
+    packed = []
+    for hidden in ((), ("finch/.DS_Store", "wren/@eaDir/0.jpg", "Thumbs.db")):
+        lay_out(source, *hidden)
+        assert run_stages(run, str(source)).returncode == 0
+        packed.append((run / "data/raw.zip").read_bytes())
+        skipped = pd.read_csv(run / "data/skipped.csv")
+        assert skipped["path"].tolist() == sorted(hidden)
+    assert packed[0] == packed[1]
+
+
 def test_a_set_without_splits_gets_a_test_split_and_others_do_not(tmp_path: Path) -> None:
     lay_out(tmp_path / "set", *(f"{name}/{n}.jpg" for name in ("a", "b") for n in range(10)))
     images = listed(tmp_path / "set", tmp_path).images

@@ -171,7 +171,6 @@ def team(
 def lay_out_project(folder: Path) -> None:
     """dvc.yaml as it is with stand-ins for the scripts, in a repository without dvc.lock."""
     lay_out(folder)
-    (folder / "data").mkdir()
     for name in (".gitignore", "data/.gitignore"):
         shutil.copy(ROOT / name, folder / name)
     git(folder, "init", "-q")
@@ -198,6 +197,7 @@ def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> No
     set_epochs(colleague, 77)
     dvc(colleague, "repro")
     assert team.ran() == [
+        "check_params",
         "train_partnet",
         "score_images",
         "fuse",
@@ -263,6 +263,60 @@ def test_a_folder_with_a_lost_file_is_named_and_the_rest_restored(
         if not path.startswith(("data/curves/partnet/", "data/plots/"))
     }
     assert team.ran() == []
+
+
+def take_photographs(folder: Path, path: str, content: str) -> None:
+    """Photographs of one's own under a path, and the parameter that names it."""
+    (folder / path).mkdir()
+    (folder / path / "a.jpg").write_text(content)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["dataset"]["path"] = path
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.parametrize("team", ["shared_folder"], indirect=True)
+def test_other_photographs_under_the_same_path_give_artifacts_of_their_own(
+    team: Team, tmp_path: Path
+) -> None:
+    """One cache, one remote, one relative path: who sorts bolts does not get birds."""
+    clones = {}
+    for name in ("birds", "bolts", "birds again"):
+        clone = clones[name] = team.clone(tmp_path / name)
+        dvc(clone, "cache", "dir", str(tmp_path / "cache"))
+        take_photographs(clone, "mine", name.partition(" ")[0])
+        dvc(clone, "repro")
+        ran = team.ran()
+        assert ("fetch_data" in ran) == (name != "birds again"), name
+        assert "train_classnet" not in ran or name != "birds again"
+        dvc(clone, "push", "--run-cache")
+    found = {name: digests(clone) for name, clone in clones.items()}
+    mine = {"data/checks.json", "data/environment.json"}  # nothing of photographs
+    for path in found["birds"].keys() - mine:
+        if not path.startswith(("data/photographs/", "data/weights/")):
+            assert found["birds"][path] != found["bolts"][path], path
+    assert found["birds"] == found["birds again"]
+
+
+@pytest.mark.parametrize("team", ["shared_folder"], indirect=True)
+def test_a_colleague_without_the_photographs_restores_all_and_runs_nothing(
+    team: Team, tmp_path: Path
+) -> None:
+    clone = team.clone(tmp_path / "with")
+    take_photographs(clone, str(tmp_path / "photographs"), "mine")
+    dvc(clone, "repro")
+    dvc(clone, "push", "--run-cache")
+    (tmp_path / "photographs").rename(tmp_path / "elsewhere")
+    colleague = team.clone(tmp_path / "without")
+    for name in ("params.yaml", "dvc.lock"):  # what was committed and pulled
+        shutil.copy(clone / name, colleague / name)
+    team.ran()
+    assert restore(colleague).returncode == 0
+    assert digests(colleague) == digests(clone)
+    dvc(colleague, "repro", "--pull")
+    assert team.ran() == []
+    set_epochs(colleague, 78)  # and of what needs no photographs, only this
+    dvc(colleague, "repro", "--pull")
+    assert team.ran()[:2] == ["check_params", "train_partnet"]
 
 
 def fails_in_one_line(folder: Path) -> str:
