@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from opam.outside import given_photographs
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,7 +19,13 @@ def copy_project(folder: Path, params: dict[str, Any]) -> Path:
     ignored = shutil.ignore_patterns("cache", "tmp", "__pycache__", "*.egg-info", "config.local")
     for name in ("src", "stages", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    for name in ("dvc.yaml", "requirements.lock"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "data/weights", folder / "data/weights", symlinks=True)
+    (folder / "data/photographs").mkdir()
+    if given_photographs(params["dataset"]["path"]) is not None:  # they stay where they are
+        path = str(ROOT / params["dataset"]["path"])
+        params = {**params, "dataset": {**params["dataset"], "path": path}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     call(folder, "dvc", "config", "core.no_scm", "true")
     return folder
