@@ -15,13 +15,14 @@ from opam.datasets import DatasetName, read
 from opam.datasets.dataset import HIDDEN, skipped_files
 from opam.datasets.table_rows import TableColumns
 from opam.device import ExecutionParams
+from opam.folds import usable_folds
 from opam.groups import grouped
 from opam.preparation import (
     PrepareParams,
-    check_folds,
     check_photographs,
     classes_without_val,
     draw_test,
+    keep_every_class,
     leave_out_bad,
     leave_out_others,
     make_manifest,
@@ -46,6 +47,8 @@ def without_copies(
         print(line)
     stays = np.ones(len(images), dtype=bool)
     stays[table.index[table["action"] == "dropped"]] = False
+    lost = "prepare.duplicates: drop leaves no photograph of it (see prepare.duplicates: report)"
+    keep_every_class(images, stays, lost)
     place = np.cumsum(stays) - 1
     return images[stays].reset_index(drop=True), place[pairs[stays[pairs].all(1)]], table
 
@@ -86,7 +89,8 @@ def main() -> None:
     images = with_groups(images, copies, params.bursts, execution)
     images = draw_test(images, params.test_fraction, params.seed)
     manifest, classes = make_manifest(images, params.val_fraction, params.seed)
-    check_folds(manifest, folds)
+    of_val = manifest.loc[manifest["split"] == "val", "group"]
+    usable = usable_folds(folds, len(of_val), of_val.nunique())  # now, not after the training
     keypoints, coarse_labels = (
         rows[rows["image_id"].isin(manifest["image_id"])].sort_values(["image_id", by])
         for rows, by in ((data.keypoints, "part"), (data.coarse_labels, "level"))
@@ -104,12 +108,14 @@ def main() -> None:
     counts = {name: int((manifest["split"] == name).sum()) for name in ("train", "val", "test")}
     write_json(
         DATA / "photographs.json",
-        {"sha256": photographs_digest(manifest), **counts, "left_out": len(skipped)},
+        {"sha256": photographs_digest(manifest), **counts},
     )
     if lacking := classes_without_val(manifest):
         print(f"without val, for want of a second group: {', '.join(lacking)}")
     for line in summary(manifest, given, skipped):
         print(line)
+    if usable < folds:
+        print(f"fusion has {usable} folds, not {folds}: val is of {usable} groups")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
     )
     write_table(data / "manifest.parquet", "manifest", manifest)
     write_json(data / "classes.json", classes)
+    counts = {"train": len(classes), "val": 0, "test": count}
+    write_json(data / "photographs.json", {"sha256": "0" * 64, **counts})
     twins = manifest[["image_id", "path", "class_name", "split"]].iloc[[0, -1]]
     twins = twins.assign(group=1, kind="identical", conflict="in train and test", action="kept")
     write_csv(data / "duplicates.csv", twins[COLUMNS])

@@ -134,7 +134,8 @@ def test_doctor_names_every_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("opam.report.doctor.shutil.which", lambda _name: None)
     params = (ROOT / "presets/imagefolder.yaml").read_text()
-    Path("params.yaml").write_text(params.replace("threshold:", "treshold:"))
+    params = params.replace("threshold:", "treshold:").replace("data/photographs", "nowhere")
+    Path("params.yaml").write_text(params)
     found = {subject: doctor.run_check(subject) for subject in doctor.CHECKS}
     expected = {
         "git": "install it",
@@ -161,10 +162,10 @@ def test_doctor_knows_another_data_sets_archive(
     pack(tmp_path / "photographs", tmp_path / "data/raw.zip")
     params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
     for name, path, status, found in (
-        ("imagefolder", None, "ok", "in data/raw.zip"),
-        ("cub200", None, "problem", "cub200 is not downloaded; set dataset.path"),
+        ("imagefolder", "data/photographs", "ok", "in data/raw.zip"),
+        ("cub200", "data/photographs", "problem", "cub200 is not downloaded; set dataset.path"),
         ("cub200", "photographs", "ok", "in photographs"),
-        ("flowers102", None, "ok", "downloaded by the first stage"),
+        ("flowers102", "data/photographs", "ok", "downloaded by the first stage"),
     ):
         params["dataset"] |= {"name": name, "path": path}
         Path("params.yaml").write_text(yaml.safe_dump(params))

@@ -176,6 +176,7 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
         assert title in html
     ran = dvc(repro, "exp", "run", "-S", "fusion.rule=mean", "-n", "paper")
     assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
+        "check_params",
         "fuse",
         "evaluate",
         "draw_examples",

@@ -117,9 +117,12 @@ def test_groups_across_classes_stay_whole_and_leave_each_class_something() -> No
         assert not chain[np.array([0, 1, 1, 2, 2, 0]) == label].all()
 
 
-def test_fewer_groups_than_folds_are_told() -> None:
+def test_fewer_groups_than_folds_are_fewer_folds_and_a_single_one_is_told() -> None:
     scores = np.full((2, 6, 2), 0.5)
     labels, groups = np.array([0, 1] * 3), np.array(["a", "b"] * 3)
-    with pytest.raises(OpamError, match=r"fusion\.folds: 3 folds of 6 val images in 2 groups"):
-        search_weights(scores, labels, 3, 0.5, 0, "mean", groups)
-    search_weights(scores, labels, 2, 0.5, 0, "mean", groups)
+    assert len(search_weights(scores, labels, 3, 0.5, 0, "mean", groups).fold_weights) == 2
+    assert len(search_weights(scores, labels, 2, 0.5, 0, "mean", groups).fold_weights) == 2
+    with pytest.raises(OpamError, match=r"fusion\.folds: the 6 val images are all of one group"):
+        search_weights(scores, labels, 2, 0.5, 0, "mean", np.repeat("a", 6))
+    with pytest.raises(OpamError, match=r"fusion\.folds: 7 folds of 6 val images"):
+        search_weights(scores, labels, 7, 0.5, 0, "mean", groups)

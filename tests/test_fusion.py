@@ -237,7 +237,10 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     write_manifest(tmp_path, images, labels, images["image_id"])
     subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
-    write_manifest(tmp_path, images, labels, ["one"] * 20 + ["other"] * 40)
+    write_manifest(tmp_path, images, labels, ["one"] * 20 + ["other"] * 20 + ["test"] * 20)
+    subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+    assert len(read_json(tmp_path / "data/fusion.json")["folds"]) == 2  # not 5: one a group
+    write_manifest(tmp_path, images, labels, ["one"] * 60)
     done = subprocess.run(
         [sys.executable, str(ROOT / "stages/fuse.py")],
         cwd=tmp_path,
@@ -246,8 +249,9 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
         check=False,
     )
     assert done.returncode == 1
-    assert "5 folds of 40 val images in 2 groups" in done.stderr
+    assert "the 40 val images are all of one group" in done.stderr
     write_manifest(tmp_path, images, labels, images["image_id"])
+    subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
     fusion = read_json(tmp_path / "data/fusion.json")
     assert fusion["rule"] == rule

@@ -17,7 +17,7 @@ from opam.lineage import LOOKS, OPAM, PHOTOGRAPHS, lineage, looks_at, read_looks
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write_json(PHOTOGRAPHS, {"sha256": "birds", "train": 4, "val": 2, "test": 2, "left_out": 0})
+    write_json(PHOTOGRAPHS, {"sha256": "birds", "train": 4, "val": 2, "test": 2})
     (tmp_path / "params.yaml").write_text("seed: 3\nfilter: {threshold: 0.5}\nexecution: {}\n")
     return tmp_path
 
@@ -36,7 +36,7 @@ def test_a_look_is_a_result_that_was_not_there_before(run: Path) -> None:
     record_look("finetune", answers(0.2, 0.3), 0.5)
     assert read_looks()["system"].tolist() == [OPAM, OPAM, "finetune"]
     assert lineage()["looks_at_test"] == 2
-    write_json(PHOTOGRAPHS, {"sha256": "bolts", "train": 4, "val": 2, "test": 2, "left_out": 0})
+    write_json(PHOTOGRAPHS, {"sha256": "bolts", "train": 4, "val": 2, "test": 2})
     assert lineage()["looks_at_test"] == 0
     record_look(OPAM, answers(0.2, 0.4), 0.5)
     assert len(looks_at("bolts")) == 1

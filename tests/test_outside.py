@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small_project import call, git_commit, project
 
 from opam.artifacts import write_json
 from opam.environment import installed_versions, tell_other_pins, tell_other_versions
 from opam.errors import OpamError
+from opam.models.backbones import Backbone, BackboneParams, create_backbone
 from opam.outside import (
     PHOTOGRAPHS,
     check_photographs_path,
@@ -50,7 +52,14 @@ def test_photographs_that_are_not_there_are_told_unless_a_colleague_has_shared_t
     with pytest.raises(OpamError, match=r"dataset\.path: birds is not there; correct it"):
         check_photographs_path("birds", made)
     made.write_text("")
+    write_lock = (here / "dvc.lock").write_text
+    write_lock("stages: {fetch_data: {deps: [{path: birds}]}}")
     check_photographs_path("birds", made)
+    with pytest.raises(OpamError, match=r"dataset\.path: owls is not there; correct it"):
+        check_photographs_path("owls", made)
+    for path in (".", "..", str(here)):
+        with pytest.raises(OpamError, match=r"holds this project"):
+            check_photographs_path(path, made)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,12 @@ def test_weights_lie_where_dvc_looks(here: Path) -> None:
     (here / "data/weights/mine.pth").symlink_to(mine)
     check_weights_path(name, "mine.pth", made)
     assert weights_file("mine.pth") == Path("data/weights/mine.pth")
+    mine.write_text("another of that name, which DVC does not look at")
+    (here / "data/weights/mine.pth").unlink()
+    state = Backbone("resnet10t").body.state_dict()
+    torch.save(state, here / "data/weights/mine.pth")
+    found = create_backbone(BackboneParams(name="resnet10t", weights="mine.pth"))
+    assert torch.equal(found.body.conv1[0].weight, state["conv1.0.weight"])
     assert weights_file(str(mine)) == mine
 
 

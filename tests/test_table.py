@@ -223,6 +223,13 @@ def test_a_box_that_is_none_is_told(folder: Path, tmp_path: Path, box: str) -> N
         listed(folder, tmp_path)
 
 
+def test_boxes_in_fractions_are_told(folder: Path, tmp_path: Path) -> None:
+    rows = [(*row[:2], "0.1", "0.2", "0.8", "0.9") for row in ROWS]
+    (folder / "birds.csv").write_text(table_of(*rows, header="ImageID,label,XMin,YMin,XMax,YMax"))
+    with pytest.raises(OpamError, match=r"between 0 and 1: fractions, and pixels are expected"):
+        listed(folder, tmp_path, image="ImageID")
+
+
 def test_boxes_outside_their_photographs_are_told(folder: Path, tmp_path: Path) -> None:
     rows = [(name, cls, split, "0", "0", "9", "9") for name, cls, split in ROWS[:3]]
     rows.append((*ROWS[3], "50", "40", "60", "60"))

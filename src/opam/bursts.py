@@ -6,6 +6,7 @@ on one split. Two photographs are near when their distance is well below what is
 class. Average linkage keeps a class of like photographs from becoming one chain.
 """
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -48,7 +49,7 @@ def in_time(labels: np.ndarray, taken: np.ndarray, cameras: np.ndarray) -> np.nd
     """Pairs of photographs of one class that one camera took within `SECONDS`.
 
     Where that would join all photographs of a class, it is not believed (a clock that stands still,
-    a machine that never pauses), and none of that class are paired.
+    a machine that never pauses), and none of that class are paired; that is said on stderr.
 
     Args:
         labels: N.
@@ -71,6 +72,13 @@ def in_time(labels: np.ndarray, taken: np.ndarray, cameras: np.ndarray) -> np.nd
         ]
         if 0 < len(chains) < (labels == label).sum() - 1:
             found.append(np.array(chains, dtype=np.int64))
+        elif chains:
+            print(
+                f"bursts: all photographs of class '{label}' were taken within a minute of each "
+                "other, by their own dates; these are not believed, and not kept together",
+                file=sys.stderr,
+                flush=True,
+            )
     return np.vstack(found)
 
 

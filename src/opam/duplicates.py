@@ -21,7 +21,7 @@ APART = 7.0
 5, the likest photographs of other moments by 8 and more."""
 APART_SOMEWHERE = 30.0
 """The same in any one pixel: a defect, or another label, may be small."""
-APART_SHARE = 0.2
+APART_SHARE = 0.25
 """The same over the picture's standard deviation, at most: in mist all differ by little."""
 PLAIN = 6.0
 """A picture of less standard deviation has no near copies, for all plain ones are alike."""

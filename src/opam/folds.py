@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from opam.errors import OpamError
+
 
 def fold_of(
     labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
@@ -94,3 +96,23 @@ def _rows_of(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     """Of each group 0.., its ``rows`` in their order."""
     order = np.argsort(group, kind="stable")
     return np.split(rows[order], np.cumsum(np.bincount(group))[:-1])
+
+
+def usable_folds(folds: int, images: int, groups: int) -> int:
+    """How many folds fusion has: as asked for, or one a group of val where there are fewer.
+
+    Raises:
+        OpamError: fewer images than folds, or a single group, of which there are no two folds.
+    """
+    if images < folds:
+        raise OpamError(
+            f"fusion.folds: {folds} folds of {images} val images; lower it or raise "
+            "prepare.val_fraction"
+        )
+    if groups < 2:
+        raise OpamError(
+            f"fusion.folds: the {images} val images are all of one group (copies, a burst, the "
+            "column 'group'), which no two folds may share; add others, or set prepare.bursts: "
+            "ignore"
+        )
+    return min(folds, groups)

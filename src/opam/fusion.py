@@ -19,8 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from opam.config import Params
-from opam.errors import OpamError
-from opam.folds import fold_of
+from opam.folds import fold_of, usable_folds
 from opam.scores import PROBE
 
 Rule = Literal["product", "mean"]
@@ -193,22 +192,16 @@ def search_weights(
     Args:
         scores: float M x N x C, class probabilities of each item.
         labels: int N, 0..C-1.
-        folds: number k of folds, 2..N.
+        folds: number k of folds, 2..N; fewer where there are fewer groups.
         step: as for `most_accurate`, which finds the weights of a mean.
         seed: of the folds.
         rule: product: the weights are those of `most_probable`.
         groups: N, of any type: images that are in one fold; None: each by itself.
 
     Raises:
-        OpamError: fewer images, or groups of them, than folds.
+        OpamError: as `opam.folds.usable_folds`.
     """
-    count = len(labels) if groups is None else len(np.unique(groups))
-    if count < folds:
-        of = f" in {count} groups" if count < len(labels) else ""
-        raise OpamError(
-            f"fusion.folds: {folds} folds of {len(labels)} val images{of}; lower it or raise "
-            "prepare.val_fraction"
-        )
+    folds = usable_folds(folds, len(labels), len(labels if groups is None else np.unique(groups)))
     scores, labels = np.asarray(scores), np.asarray(labels)
 
     def best(chosen: np.ndarray) -> tuple[float, ...]:

@@ -8,6 +8,8 @@ nothing is there. So this is looked at first.
 
 from pathlib import Path
 
+import yaml
+
 from opam.errors import OpamError
 
 PHOTOGRAPHS = Path("data/photographs")
@@ -56,8 +58,20 @@ def check_photographs_path(path: str, made: Path) -> None:
         OpamError: DVC would find nothing there.
     """
     _check_spelling("dataset.path", path, Path())
-    if not Path(path).exists() and not made.exists():
+    if Path.cwd().is_relative_to(Path(path).resolve()):
+        raise OpamError(
+            f"dataset.path: {path} holds this project; give the photographs' own folder"
+        )
+    if not Path(path).exists() and not (made.exists() and path in _made_from()):
         raise OpamError(f"dataset.path: {path} is not there; correct it")
+
+
+def _made_from() -> set[str]:
+    """What ``dvc.lock`` says that `fetch_data` was run with."""
+    lock = Path("dvc.lock")
+    content = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    stage = content.get("stages", {}).get("fetch_data", {})
+    return {dependency["path"] for dependency in stage.get("deps", [])}
 
 
 def check_weights_path(name: str, weights: str, made: Path) -> None:

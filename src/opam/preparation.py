@@ -76,7 +76,7 @@ def leave_out_others(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         OpamError: a class has no photograph.
     """
     none = ~images["is_photograph"].astype(bool)
-    _keep_every_class(images, ~none, "no file in its folder is a photograph; add some or remove it")
+    keep_every_class(images, ~none, "no file in its folder is a photograph; add some or remove it")
     return images[~none], images[none]
 
 
@@ -95,11 +95,16 @@ def leave_out_bad(images: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame
             f"{bad.sum()} of {len(images)} photographs are bad; replace them or set "
             f"prepare.on_bad_image: skip{listed}"
         )
-    _keep_every_class(images, ~bad, "every photograph is bad; replace some or remove the class")
+    keep_every_class(images, ~bad, "every photograph is bad; replace some or remove the class")
     return images[~bad], skipped
 
 
-def _keep_every_class(images: pd.DataFrame, kept: pd.Series, problem: str) -> None:
+def keep_every_class(images: pd.DataFrame, kept: pd.Series | np.ndarray, problem: str) -> None:
+    """Check that every class of ``images`` has one that is ``kept`` (bool N).
+
+    Raises:
+        OpamError: naming the class, and the problem.
+    """
     lost = sorted(set(images["class_name"]) - set(images.loc[kept, "class_name"]))
     if lost:
         raise OpamError(f"class '{lost[0]}': {problem}")
@@ -250,20 +255,6 @@ def classes_without_val(manifest: pd.DataFrame) -> list[str]:
     """Names of the classes that have photographs for training and none for val."""
     names = {split: set(own["class_name"]) for split, own in manifest.groupby("split")}
     return sorted(names["train"] - names["val"])
-
-
-def check_folds(manifest: pd.DataFrame, folds: int) -> None:
-    """Check that val has a group for each fold of fusion: now, and not after the training.
-
-    Raises:
-        OpamError: it has not.
-    """
-    groups = manifest.loc[manifest["split"] == "val", "group"]
-    if groups.nunique() < folds:
-        raise OpamError(
-            f"fusion.folds: {folds} folds of {len(groups)} val images in {groups.nunique()} groups "
-            "(copies, bursts, the column 'group'); lower it or raise prepare.val_fraction"
-        )
 
 
 def photographs_digest(manifest: pd.DataFrame) -> str:

@@ -51,6 +51,7 @@ class DatasetParams(Params):
     name: DatasetName = Field(description="whose layout the files have; see README.md")
     path: str = Field(
         "data/photographs",
+        min_length=1,
         description="local folder or archive, whose content DVC watches; as it comes, and empty: "
         "photographs are downloaded where possible, or drawn",
     )

@@ -11,6 +11,7 @@ from opam.datasets.dataset import UNEXPECTED, Dataset, dataset, skipped_files
 from opam.datasets.layout import (
     Tree,
     all_files,
+    crossed_splits,
     files,
     folders,
     holds_val,
@@ -88,6 +89,11 @@ def _by_split(top: Tree, folder: zipfile.Path) -> bool:
     deep = [name for name in words if folders(there[name])]
     if len(words) < len(there):
         return False
+    if not deep and len(words) > 2 and crossed_splits(words):
+        raise OpamError(
+            f"{folder}: the folders {_some(words)} are named as splits and classes at once; "
+            f"{EXPECTED}"
+        )
     if not deep and not name_splits(words) and not any(map(is_plain, words)):
         return False
     flat = next((name for name in words if name not in deep), None)

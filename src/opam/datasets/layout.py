@@ -118,6 +118,14 @@ def name_splits(class_names: list[str]) -> bool:
     return all(map(is_plain, class_names)) or (same and len(class_names) > 1)
 
 
+def crossed_splits(class_names: list[str]) -> bool:
+    """Whether names are those of splits and classes at once: `train_a`, `train_b`, `test_a`..."""
+    splits: dict[frozenset[str], set[str | None]] = {}
+    for name in class_names:
+        splits.setdefault(frozenset(_rest(name)), set()).add(split_of(name))
+    return bool(splits) and all(len(each - {None}) > 1 for each in splits.values())
+
+
 def _rest(name: str) -> set[str]:
     return {word for word in _words(name) if word not in SPLIT_WORDS}
 

@@ -163,6 +163,9 @@ def read_rows(
     rows["group"] = cells[used.group].where(cells[used.group] != "", None) if used.group else None
     boxes = [_box(place, row, problems) for place, *row in _corners(cells, used.box)]
     rows[GT_BOX] = pd.DataFrame(boxes, columns=GT_BOX, index=rows.index, dtype="float64")
+    boxed = rows[GT_BOX].dropna().to_numpy(float)
+    if len(boxed) and boxed.max() <= 1:
+        problems.append("all boxes lie between 0 and 1: fractions, and pixels are expected")
     for level, column in enumerate(used.coarse or [], start=1):
         rows[level] = cells[column].map(nfc)
         pairs = rows.loc[rows[level] != "", ["class_name", level]].drop_duplicates()

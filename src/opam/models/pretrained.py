@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from opam.errors import OpamError, cause, one_line
+from opam.outside import weights_file
 from opam.ranks import rank
 
 State = dict[str, torch.Tensor]
@@ -74,7 +75,7 @@ def pretrained_weights(body: nn.Module, name: str, weights: str) -> State:
         return fitting(body, [_downloaded(name)], "timm")
     if weights == "package":
         return fitting(body, [_packaged(name)], "package")
-    return fitting(body, read_states(Path(weights).expanduser()), weights)
+    return fitting(body, read_states(weights_file(weights)), weights)
 
 
 def _downloaded(name: str) -> State:

@@ -171,6 +171,7 @@ def backbone_weights() -> Check:
     """The backbone's weights are there, or can be had."""
     from opam.models.backbones import BackboneParams
     from opam.models.pretrained import WEIGHT_PACKAGES
+    from opam.outside import weights_file
 
     params = read_params("backbone", BackboneParams)
     if params.weights == "none":
@@ -179,7 +180,7 @@ def backbone_weights() -> Check:
         found = f"{params.name}: timm fetches them over the network where it has not yet"
         return Check("weights", "ok", found)
     if params.weights != "package":
-        there = Path(params.weights).expanduser().is_file()
+        there = weights_file(params.weights).is_file()
         found = params.weights if there else f"{params.weights} is not a file; correct the path"
         return Check("weights", "ok" if there else "problem", found)
     package = WEIGHT_PACKAGES.get(params.name.split(".")[0])
