@@ -80,7 +80,7 @@ def restore(repo: Repo) -> list[Output]:
     missing = [artifact for artifact in artifacts if artifact not in whole]
     try:
         if whole:  # no list means all, in a fraction of the time
-            repo.fetch([each.def_path for each in whole] if missing else None, run_cache=True)
+            repo.fetch([str(each) for each in whole] if missing else None, run_cache=True)
     except DownloadError as error:
         raise OpamError(f"{error}, for the reasons above; `make pull` tries again") from error
     finally:  # what arrived before a failure is kept
@@ -109,7 +109,7 @@ def main() -> None:
         ) from error
     for artifact in missing:
         why = "not on the remote" if artifact.hash_info else "not in dvc.lock"
-        print(f'{artifact.def_path}: {why}; run "dvc repro {artifact.stage.addressing}"')
+        print(f'{artifact}: {why}; run "dvc repro {artifact.stage.addressing}"')
     if missing:
         raise OpamError("artifacts are missing; run the stages named above, then `dvc push`")
 
