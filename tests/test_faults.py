@@ -161,7 +161,7 @@ def test_finished_shards_are_kept(
     undisturbed: Undisturbed, finished: Path, stage: str, work: str, artifact: str
 ) -> None:
     (finished / "data" / artifact).unlink()
-    kill_when(finished, stage, f"{work}/*/*-[48].parquet")
+    kill_when(finished, stage, f"{work}/*-[48].parquet")
     assert not (finished / "data" / artifact).exists()
     done = call(finished, sys.executable, f"stages/{stage}.py")
     assert done.returncode == 0, done.stderr

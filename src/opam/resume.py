@@ -127,8 +127,6 @@ def in_shards(
     if folder.exists() and before != inputs:
         say_thrown_away(name, before, inputs)
         shutil.rmtree(folder)
-    if not folder.exists():
-        write_json(folder / DEPENDS_ON, inputs)
     start = 0
     while (shard := _read_shard(folder, start, schema)) is not None:
         rows, start = shard
@@ -145,6 +143,8 @@ def in_shards(
         shards = (pd.concat(islice(pieces, size), ignore_index=True) for _ in starts)
     for start, rows in zip(starts, shards, strict=True):
         stop = min(start + size, total)
+        if not folder.exists():
+            write_json(folder / DEPENDS_ON, inputs)
         write_table(folder / f"{start}-{stop}.parquet", schema, rows)
         yield rows
 
