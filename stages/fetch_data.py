@@ -16,7 +16,7 @@ from opam.stage import run
 
 RAW = Path("data/raw.zip")
 HIDDEN = Path("data/hidden.json")
-"""Files that are not packed: a program's own file, come or gone, must run nothing again."""
+"""Files that are not packed: a program's own file, come or gone, must train nothing again."""
 UNPACKED = RESUME / "unpacked"
 
 

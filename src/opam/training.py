@@ -476,9 +476,9 @@ def _inputs(
         ).hexdigest()
         for name, table in {"training samples": first, "val samples": val}.items()
     }
-    archives = {archive_of(path) for path in [*first["path"], *val["path"]]} - {None}
+    archives = {archive_of(path) for path in [*first["path"], *val["path"]]}
     return fingerprint(
-        *(Path(archive) for archive in sorted(filter(None, archives))),
+        *map(Path, sorted(filter(None, archives))),
         params,
         seed=seed,
         **{"the weights to begin with": state_digest(network)},

@@ -118,12 +118,11 @@ def _check_clusters(parts: PartParams, alignment: AlignmentParams, path: Path) -
         )
 
 
-def check_outside(params: dict[str, Any], path: Path) -> None:
+def check_outside(params: dict[str, Any]) -> None:
     """Look for the photographs and weights that parameters name.
 
     Args:
         params: what `check` read.
-        path: of the parameter file, for errors.
 
     Raises:
         OpamError: one is not there, or DVC would not see whether it changes; all, a line each.
