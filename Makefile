@@ -3,7 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # See src/opam/__init__.py; here for the stages that load torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help repro repro-all results pull test bench ablation lint deps preset figures
+.PHONY: help repro repro-all results pull test bench ablation lint stages preset figures
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,15 +18,15 @@ help: ## list the targets
 	@touch $@
 
 repro: .venv/.installed ## run the whole pipeline, or go on with it, and print the results
-	python -m opam.report.check_params
-	python -m opam.report.mend
+	python -m opam.app.check_params
+	python -m opam.app.mend
 	dvc repro export_bundle draw_examples
 	python -m opam.report.summary
 	@echo 'The other systems beside OPAM, and a report to look through: make repro-all'
 
 repro-all: .venv/.installed ## the same, and all other systems, the comparison and the report
-	python -m opam.report.check_params
-	python -m opam.report.mend
+	python -m opam.app.check_params
+	python -m opam.app.mend
 	dvc repro
 	python -m opam.report.summary
 
@@ -34,7 +34,7 @@ results: .venv/.installed ## write docs/results.md from what `make repro-all` ma
 	python -m opam.report.results
 
 pull: .venv/.installed ## restore every artifact from the team's remote, run nothing
-	python -m opam.report.restore
+	python -m opam.app.restore
 
 test: .venv/.installed ## lint, types and all tests
 	ruff format --check .
@@ -52,13 +52,11 @@ lint: .venv/.installed ## format and fix what can be fixed
 ablation: .venv/.installed ## what each step is worth, over three seeds; hours
 	python benchmarks/ablation.py
 
-deps: .venv/.installed ## write code dependencies and params into dvc.yaml, draw the stages
-	python -m opam.stage_deps
+preset: .venv/.installed ## NAME=cub-small-cpu: lay presets/NAME.yaml over the defaults, into params.yaml
+	python -m opam.app.preset $(NAME)
+
+stages: .venv/.installed ## draw the graph of stages, docs/stages.md
 	dvc dag --md --collapse-foreach-matrix > docs/stages.md
 
-preset: .venv/.installed ## NAME=cub-small-cpu: put presets/NAME.yaml in place of params.yaml
-	python -m opam.report.check_params presets/$(NAME).yaml
-	cp presets/$(NAME).yaml params.yaml
-
-figures: .venv/.installed ## draw the sheet of samples in the README
+figures: .venv/.installed ## draw the sheet of samples in docs/photographs.md
 	python -m opam.report.sample_sheet docs/synthetic_birds.jpg

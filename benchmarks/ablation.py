@@ -20,9 +20,10 @@ import pandas as pd
 import yaml
 from project import ROOT, copy_project, environment
 
-from opam.artifacts import read_json, read_table
-from opam.fusion import FUSED, by_branch, fuse
-from opam.lineage import commit
+from opam.evaluation.lineage import commit
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import FUSED, by_branch, fuse
+from opam.pipeline.artifacts import read_json, read_table
 from opam.report.results import (
     ABLATION,
     ON_VAL,
@@ -32,7 +33,6 @@ from opam.report.results import (
     measured,
     of_networks,
 )
-from opam.scores import read_scores
 
 
 def variants(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

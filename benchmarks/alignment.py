@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.alignment import assign_parts, cluster_neurons, contrast, group_activations
-from opam.artifacts import BOX, read_table
-from opam.config import read_params
-from opam.crops import PhotographCrops, load_ahead
-from opam.metrics import visible_locations
-from opam.models.cam_network import read_network
-from opam.progress import progress
+from opam.engine.crops import PhotographCrops, load_ahead
+from opam.evaluation.metrics import visible_locations
+from opam.method.alignment import assign_parts, cluster_neurons, contrast, group_activations
+from opam.networks.cam_network import read_network
+from opam.pipeline.artifacts import BOX, read_table
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
 
 DATA = Path("data")
 HEAD = ["beak", "crown", "forehead", "left eye", "nape", "right eye", "throat"]

@@ -7,10 +7,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image
 from project import ROOT, copy_project, environment
+
+from opam.app.preset import laid_over
 
 SIZES = (250, 1000, 4000)
 MAPS = ("propose_patches", "score_patches", "extract_saliency", "select_parts")
@@ -19,26 +22,28 @@ DRAWN = 10
 """Different photographs a class; the data set repeats them."""
 
 
-def params() -> dict:
+def params() -> dict[str, Any]:
     """Small crops and a small network: how memory grows does not depend on them."""
-    content = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
+    presets = ROOT / "presets"
+    text = laid_over(presets / "defaults.yaml", presets / "imagefolder.yaml")
+    content: dict[str, Any] = yaml.safe_load(text)
     content["backbone"] = {"name": "mobilenetv3_small_050", "weights": "none"}
+    content["training"] |= {"epochs": 1, "input_size": 32, "resize": 36, "rate": 0.001}
     content["proposals"] |= {"mode": "single", "max_side": 96, "max_boxes": 10}
     content["filter"]["threshold"] = 0.0
     for network in ("filternet", "classnet", "objectnet", "partnet"):
-        content[network] |= {"epochs": 1, "input_size": 32, "resize": 36, "rate": 0.001}
-    content["classnet"]["patches_per_image"] = 1
+        content[network] = {}
+    content["classnet"] = {"patches_per_image": 1}
     content["saliency"] |= {"input_size": 64}
     content["colocalization"] |= {"layer": None, "input_size": 64}
     content["alignment"]["convolution"] = None
     content["baselines"] = {"finetune": content["baselines"]["finetune"]}
-    content["baselines"]["finetune"]["training"] |= {"epochs": 1, "input_size": 32, "resize": 36}
     return content
 
 
 def lay_out(folder: Path, photographs: int) -> None:
     """Class folders of drawn birds, each bird linked as often as needed."""
-    from opam.datasets import synthetic_birds
+    from opam.photographs.datasets import synthetic_birds
 
     drawn = folder.with_name("drawn")
     if not drawn.exists():

@@ -7,7 +7,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from opam.parts import PartParams, score_parts, select_parts
+from opam.method.parts import PartParams, score_parts, select_parts
 
 CANDIDATES = 200
 HEIGHT, WIDTH = 375, 500

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from opam.outside import given_photographs
+from opam.pipeline.outside import given_photographs
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +19,7 @@ def copy_project(folder: Path, params: dict[str, Any]) -> Path:
     ignored = shutil.ignore_patterns("cache", "tmp", "__pycache__", "*.egg-info", "config.local")
     for name in ("src", "stages", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("dvc.yaml", "requirements.lock"):
+    for name in ("dvc.yaml", ".dvcignore", "requirements.lock"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "data/weights", folder / "data/weights", symlinks=True)
     (folder / "data/photographs").mkdir()

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from joblib import Parallel, delayed
 
-from opam.proposals import ProposalParams, propose
+from opam.method.proposals import ProposalParams, propose
 
 PHOTOGRAPHS = 24
 PARAMS = ProposalParams.model_validate({"max_side": 256})

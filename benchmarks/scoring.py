@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from opam.artifacts import BOX, read_table
-from opam.crops import cut
-from opam.device import ExecutionParams
-from opam.images import read_image
-from opam.models.cam_network import CamNetwork, read_network
-from opam.scoring import score_crops, score_crops_shared
+from opam.engine.crops import cut
+from opam.engine.scoring import score_crops, score_crops_shared
+from opam.networks.cam_network import CamNetwork, read_network
+from opam.photographs.decoding.images import read_image
+from opam.pipeline.artifacts import BOX, read_table
+from opam.pipeline.device import ExecutionParams
 
 DATA = Path("data")
 PHOTOGRAPHS = 32

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 from project import ROOT, call, copy_project
 
-from opam.artifacts import write_json
-from opam.environment import ENVIRONMENT, PACKAGES
+from opam.pipeline.artifacts import write_json
+from opam.pipeline.environment import ENVIRONMENT, PACKAGES
 
 PHOTOGRAPHS = 12_000
 BYTES = 40_000

@@ -16,20 +16,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.artifacts import read_table
-from opam.baselines import gflops
-from opam.config import read_params
-from opam.crops import TrainingCrops
-from opam.device import ExecutionParams, autocast, prepare_device
-from opam.models.cam_network import read_network
-from opam.training import (
-    PatchTrainingParams,
-    _batches,
-    cam_losses,
-    freeze_batch_norm,
-    samples,
-    whole_images,
-)
+from opam.engine.crops import TrainingCrops
+from opam.engine.training.freezing import freeze_batch_norm
+from opam.engine.training.loop import _batches
+from opam.engine.training.objectives import cam_losses
+from opam.engine.training.params import PatchTrainingParams
+from opam.engine.training.samples import samples, whole_images
+from opam.evaluation.cost import gflops
+from opam.networks.cam_network import read_network
+from opam.pipeline.artifacts import read_table
+from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.params import read_params
 
 DATA = Path("data")
 STEPS = 12

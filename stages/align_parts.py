@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from opam.alignment import (
+from opam.engine.crops import PhotographCrops, load_ahead
+from opam.method.alignment import (
     AlignmentParams,
     assign_parts,
     cluster_neurons,
     contrast,
     group_activations,
 )
-from opam.artifacts import BOX, read_table, write_json, write_table
-from opam.config import read_params
-from opam.crops import PhotographCrops, load_ahead
-from opam.device import ExecutionParams, autocast, prepare_device
-from opam.models.cam_network import read_network
-from opam.progress import progress
-from opam.stage import run
+from opam.networks.cam_network import read_network
+from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
+from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 PARTS = Path("data/parts.parquet")

@@ -5,10 +5,10 @@ Run by itself: ``python stages/check_params.py``.
 
 from pathlib import Path
 
-from opam.artifacts import write_json
-from opam.config import params_path
-from opam.report.check_params import check, check_networks, check_outside
-from opam.stage import run
+from opam.app.check_params import check, check_networks, check_outside
+from opam.pipeline.artifacts import write_json
+from opam.pipeline.params import params_path
+from opam.pipeline.stage import run
 
 CHECKS = Path("data/checks.json")
 

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.artifacts import read_table, write_json, write_table_in_pieces
-from opam.colocalization import ColocalizationParams, object_map, principal_component
-from opam.config import read_params
-from opam.crops import PhotographCrops, load_ahead
-from opam.device import ExecutionParams, autocast, prepare_device
-from opam.models.backbones import Backbone, BackboneParams, create_backbone
-from opam.models.weights import state_digest
-from opam.progress import progress
-from opam.resume import fingerprint, finish, in_shards
-from opam.stage import run
+from opam.engine.crops import PhotographCrops, load_ahead
+from opam.method.colocalization import ColocalizationParams, object_map, principal_component
+from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.networks.backbones.weights import state_digest
+from opam.pipeline.artifacts import read_table, write_json, write_table_in_pieces
+from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.resume import fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import BOX, GT_BOX, read_json, read_table, write_csv, write_json
-from opam.baselines import gflops
-from opam.classifier import Classifier
-from opam.config import read_params
-from opam.device import ExecutionParams
-from opam.lineage import record_look
-from opam.metrics import EvaluationParams, ablation_row, mcnemar_p, pointing_accuracy
-from opam.stage import run
-from opam.training import CURVES, TIME
+from opam.app.classifier import Classifier
+from opam.evaluation.cost import gflops
+from opam.evaluation.lineage import record_look
+from opam.evaluation.metrics import EvaluationParams, ablation_row, mcnemar_p, pointing_accuracy
+from opam.pipeline.artifacts import BOX, GT_BOX, read_json, read_table, write_csv, write_json
+from opam.pipeline.curves import CURVES, TIME
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 PREDICTIONS = Path("data/predictions.parquet")

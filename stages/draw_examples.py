@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from opam.artifacts import atomic, read_table
-from opam.config import read_params
+from opam.pipeline.artifacts import atomic, read_table
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 from opam.report.panels import sheet
 from opam.report.show import aligned_parts, colocalization, open_photograph, probabilities
-from opam.stage import run
 
 DATA = Path("data")
 EXAMPLES = Path("data/examples")

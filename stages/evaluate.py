@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import (
+from opam.evaluation.lineage import OPAM, record_look
+from opam.evaluation.metrics import (
+    EvaluationParams,
+    ablation_row,
+    box_iou,
+    corloc,
+    mcnemar_p,
+    part_locations,
+)
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import BRANCHES, FUSED, fuse_named
+from opam.pipeline.artifacts import (
     BOX,
     GT_BOX,
     read_json,
@@ -17,19 +28,8 @@ from opam.artifacts import (
     write_json,
     write_table,
 )
-from opam.config import read_params
-from opam.fusion import BRANCHES, FUSED, fuse_named
-from opam.lineage import OPAM, record_look
-from opam.metrics import (
-    EvaluationParams,
-    ablation_row,
-    box_iou,
-    corloc,
-    mcnemar_p,
-    part_locations,
-)
-from opam.scores import read_scores
-from opam.stage import run
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 
 DATA = Path("data")
 

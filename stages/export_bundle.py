@@ -5,18 +5,18 @@ Run by itself: ``python stages/export_bundle.py``.
 
 from pathlib import Path
 
-from opam.artifacts import atomic, read_json, write_json
-from opam.classifier import BUNDLE, FORMAT, NETWORKS
-from opam.colocalization import ColocalizationParams
-from opam.config import Params, read_params
-from opam.lineage import lineage
-from opam.models.backbones import BackboneParams
-from opam.objects import ObjectParams
-from opam.parts import PartParams
-from opam.proposals import ProposalParams
+from opam.app.bundle import BUNDLE, FORMAT, NETWORKS
+from opam.evaluation.lineage import lineage
+from opam.method.colocalization import ColocalizationParams
+from opam.method.objects import ObjectParams
+from opam.method.parts import PartParams
+from opam.method.proposals import ProposalParams
+from opam.method.saliency import SaliencyParams
+from opam.networks.backbones.backbone import BackboneParams
+from opam.pipeline.artifacts import atomic, read_json, write_json
+from opam.pipeline.params import Params, read_params
+from opam.pipeline.stage import run
 from opam.report.model_card import model_card
-from opam.saliency import SaliencyParams
-from opam.stage import run
 
 DATA = Path("data")
 OUT = DATA / "bundle"

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import BOX, read_table, read_table_in_pieces, write_table
-from opam.config import read_params
-from opam.objects import ObjectParams, chosen_map, find_object
-from opam.progress import progress
-from opam.saliency import to_image
-from opam.stage import run
+from opam.method.objects import ObjectParams, chosen_map, find_object
+from opam.method.saliency import to_image
+from opam.pipeline.artifacts import BOX, read_table, read_table_in_pieces, write_table
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 SALIENCY = Path("data/saliency.parquet")

@@ -9,15 +9,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from opam.artifacts import read_table, write_table_in_pieces
-from opam.config import read_params
-from opam.crops import PhotographCrops, load_ahead
-from opam.device import ExecutionParams, autocast, prepare_device
-from opam.models.cam_network import CamNetwork, read_network
-from opam.progress import progress
-from opam.resume import fingerprint, finish, in_shards
-from opam.saliency import SaliencyParams, merged_cam, ten_crops
-from opam.stage import run
+from opam.engine.crops import PhotographCrops, load_ahead
+from opam.method.saliency import SaliencyParams, merged_cam, ten_crops
+from opam.networks.cam_network import CamNetwork, read_network
+from opam.pipeline.artifacts import read_table, write_table_in_pieces
+from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.resume import fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

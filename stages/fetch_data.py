@@ -6,13 +6,13 @@ Run by itself: ``python stages/fetch_data.py``.
 import shutil
 from pathlib import Path
 
-from opam.archive import pack
-from opam.artifacts import write_json
-from opam.config import read_params
-from opam.datasets import DatasetParams, fetch
-from opam.images import ignored
-from opam.resume import RESUME
-from opam.stage import run
+from opam.photographs.datasets import DatasetParams, fetch
+from opam.photographs.decoding.archive import pack
+from opam.photographs.decoding.images import ignored
+from opam.pipeline.artifacts import write_json
+from opam.pipeline.params import read_params
+from opam.pipeline.resume import RESUME
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 HIDDEN = Path("data/hidden.json")

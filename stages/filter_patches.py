@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from opam.artifacts import read_batches, write_table_in_pieces
-from opam.config import read_params
-from opam.filtering import FilterParams, keep
-from opam.stage import run
+from opam.method.filtering import FilterParams, keep
+from opam.pipeline.artifacts import read_batches, write_table_in_pieces
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 
 PATCH_SCORES = Path("data/patch_scores.parquet")
 KEPT_PATCHES = Path("data/kept_patches.parquet")

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.artifacts import BOX, read_json, read_table
-from opam.config import read_params
-from opam.crops import PhotographCrops, load_ahead
-from opam.device import ExecutionParams, autocast, prepare_device
-from opam.models.backbones import Backbone, BackboneParams, create_backbone
-from opam.models.probe_network import ProbeNetwork, pooled, write_probes
-from opam.models.weights import state_digest
-from opam.probes import ProbeParams, fit_probe, random_views
-from opam.progress import progress
-from opam.resume import Fingerprint, fingerprint, finish, in_shards
-from opam.stage import run
+from opam.engine.crops import PhotographCrops, load_ahead
+from opam.method.probes import ProbeParams, fit_probe, random_views
+from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.networks.backbones.weights import state_digest
+from opam.networks.probe_network import ProbeNetwork, pooled, write_probes
+from opam.pipeline.artifacts import BOX, read_json, read_table
+from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.resume import Fingerprint, fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
@@ -71,7 +71,7 @@ def features_of(
 
 
 def work_on(name: str) -> str:
-    """What `opam.resume` calls the features of a kind of crop."""
+    """What `opam.pipeline.resume` calls the features of a kind of crop."""
     return f"probe_features_{name.replace(' ', '_')}"
 
 

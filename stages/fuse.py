@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from opam.artifacts import read_table, write_json
-from opam.config import read_params
-from opam.fusion import BRANCHES, FusionParams, by_branch, search_weights
-from opam.scores import PROBE, read_scores
-from opam.stage import run
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import BRANCHES, PROBE, FusionParams, by_branch, search_weights
+from opam.pipeline.artifacts import read_table, write_json
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 SCORES = Path("data/scores")

@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from opam import duplicates
-from opam.artifacts import read_json, write_csv, write_json, write_table
-from opam.config import read_params
-from opam.datasets import DatasetName, read
-from opam.datasets.dataset import HIDDEN, skipped_files
-from opam.datasets.table_rows import TableColumns
-from opam.device import ExecutionParams
-from opam.folds import usable_folds
-from opam.groups import grouped
-from opam.preparation import (
+from opam.photographs import duplicates
+from opam.photographs.datasets import DatasetName, read
+from opam.photographs.datasets.dataset import HIDDEN, skipped_files
+from opam.photographs.datasets.table_rows import TableColumns
+from opam.photographs.folds import usable_folds
+from opam.photographs.groups import grouped
+from opam.photographs.preparation import (
     PrepareParams,
     check_photographs,
     classes_without_val,
@@ -30,7 +27,10 @@ from opam.preparation import (
     skipped_table,
     summary,
 )
-from opam.stage import run
+from opam.pipeline.artifacts import read_json, write_csv, write_json, write_table
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 
 DATA = Path("data")
 RAW = DATA / "raw.zip"
@@ -60,7 +60,7 @@ def with_groups(
     pairs = [copies]
     if bursts == "together":
         # Here, because only this needs torch.
-        from opam import bursts as finding
+        from opam.photographs import bursts as finding
 
         found = finding.bursts(images, execution)
         print(finding.told(found, images))

@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 from joblib import Parallel, delayed
 
-from opam.artifacts import BOX, read_table, write_table_in_pieces
-from opam.config import read_params
-from opam.device import ExecutionParams
-from opam.images import read_image
-from opam.progress import progress
-from opam.proposals import ProposalParams, propose
-from opam.resume import fingerprint, finish, in_shards
-from opam.stage import run
+from opam.method.proposals import ProposalParams, propose
+from opam.photographs.decoding.images import read_image
+from opam.pipeline.artifacts import BOX, read_table, write_table_in_pieces
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.resume import fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

@@ -4,14 +4,14 @@ Run by itself: ``python stages/record_environment.py``.
 """
 
 from pathlib import Path
+from typing import Any
 
-from opam.artifacts import write_json
-from opam.baselines import BaselineParams
-from opam.config import read_params
-from opam.environment import ENVIRONMENT, installed_versions, tell_other_pins
-from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.weights import state_digest
-from opam.stage import run
+from opam.networks.backbones.backbone import BackboneParams, create_backbone
+from opam.networks.backbones.weights import state_digest
+from opam.pipeline.artifacts import write_json
+from opam.pipeline.environment import ENVIRONMENT, installed_versions, tell_other_pins
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 
 
 def weights_digest(params: BackboneParams) -> str:
@@ -25,13 +25,15 @@ def main() -> None:
     """Write data/environment.json."""
     tell_other_pins(Path("requirements.lock"))
     backbone = read_params("backbone", BackboneParams)
-    baselines = read_params("baselines", dict[str, BaselineParams])
     shared = weights_digest(backbone)
     of_baselines = {}
-    for name, baseline in baselines.items():
-        digests = [weights_digest(baseline.backbone) if baseline.backbone else shared]
-        if second := baseline.method.get("second_backbone"):
-            weights = baseline.method.get("second_weights", "package")
+    for name, entry in read_params("baselines", dict[str, dict[str, Any]]).items():
+        own, method = entry.get("backbone"), entry.get("method") or {}
+        if own:
+            own = read_params(f"baselines.{name}.backbone", BackboneParams)
+        digests = [weights_digest(own) if own else shared]
+        if second := method.get("second_backbone"):
+            weights = method.get("second_weights", "package")
             digests.append(weights_digest(BackboneParams(name=second, weights=weights)))
         of_baselines[name] = digests
     write_json(

@@ -11,7 +11,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from opam.artifacts import (
+from opam.evaluation.lineage import lineage, looks_at
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import branch_answers
+from opam.method.objects import ObjectParams
+from opam.method.parts import PartParams
+from opam.pipeline.artifacts import (
     atomic,
     read_batches,
     read_json,
@@ -19,18 +24,13 @@ from opam.artifacts import (
     read_table,
     read_table_in_pieces,
 )
-from opam.config import read_params
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.fusion import branch_answers
-from opam.lineage import lineage, looks_at
-from opam.objects import ObjectParams
-from opam.parts import PartParams
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import read_params
+from opam.pipeline.stage import run
 from opam.report.page import gallery, tables
 from opam.report.page.copies import copy_groups
 from opam.report.page.render import render
-from opam.scores import read_scores
-from opam.stage import run
 
 DATA = Path("data")
 OUT = DATA / "report"

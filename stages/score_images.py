@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import BOX, read_table, write_table
-from opam.config import read_params
-from opam.device import ExecutionParams
-from opam.models.cam_network import read_network
-from opam.models.probe_network import read_probes
-from opam.resume import Fingerprint, fingerprint, finish, in_shards
-from opam.scoring import batch_rows, by_cluster, score_crops
-from opam.stage import run
+from opam.engine.scoring import batch_rows, by_cluster, score_crops
+from opam.networks.cam_network import read_network
+from opam.networks.probe_network import read_probes
+from opam.pipeline.artifacts import BOX, read_table, write_table
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import read_params
+from opam.pipeline.resume import Fingerprint, fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

@@ -11,13 +11,13 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
-from opam.config import read_params
-from opam.device import ExecutionParams
-from opam.models.cam_network import read_network
-from opam.resume import fingerprint, finish, in_shards
-from opam.scoring import Scoring, batch_rows, score_crops, score_crops_shared
-from opam.stage import run
+from opam.engine.scoring import Scoring, batch_rows, score_crops, score_crops_shared
+from opam.networks.cam_network import read_network
+from opam.pipeline.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import read_params
+from opam.pipeline.resume import fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")

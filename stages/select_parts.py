@@ -11,20 +11,20 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from opam.artifacts import (
+from opam.method.parts import PartParams, choose_parts
+from opam.method.saliency import to_image
+from opam.pipeline.artifacts import (
     BOX,
     read_photographs,
     read_table,
     read_table_in_pieces,
     write_table_in_pieces,
 )
-from opam.config import read_params
-from opam.device import ExecutionParams
-from opam.parts import PartParams, choose_parts
-from opam.progress import progress
-from opam.resume import fingerprint, finish, in_shards
-from opam.saliency import to_image
-from opam.stage import run
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
+from opam.pipeline.resume import fingerprint, finish, in_shards
+from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
 SALIENCY = Path("data/saliency.parquet")

@@ -12,19 +12,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.artifacts import BOX, read_table, write_json, write_table
-from opam.baselines import SYSTEM_OBJECTIVE, BaselineParams, gflops
-from opam.config import params_path, read_params
-from opam.crops import centre_boxes
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.systems import create_system, read_method, write_system
-from opam.ranks import rank
-from opam.resume import finish
-from opam.scoring import predict
-from opam.stage import run
-from opam.training import TrainingParams, network_settings, train, whole_images
+from opam.engine.crops import centre_boxes
+from opam.engine.scoring import predict
+from opam.engine.training.loop import network_settings, train
+from opam.engine.training.params import TrainingParams
+from opam.engine.training.samples import whole_images
+from opam.evaluation.cost import gflops
+from opam.networks.backbones.backbone import BackboneParams, create_backbone
+from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import params_path, read_params
+from opam.pipeline.ranks import rank
+from opam.pipeline.resume import finish
+from opam.pipeline.stage import run
+from opam.systems.baselines import SYSTEM_OBJECTIVE, BaselineParams
+from opam.systems.systems import create_system, read_method, write_system
 
 MANIFEST = Path("data/manifest.parquet")
 BASELINES = Path("data/baselines")

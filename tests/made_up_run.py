@@ -12,10 +12,9 @@ import yaml
 from PIL import Image
 from small_project import ROOT, small_params
 
-from opam.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
-from opam.duplicates import COLUMNS
-from opam.fusion import BRANCHES, FUSED, fuse_named
-from opam.scores import PROBE
+from opam.method.fusion import BRANCHES, FUSED, PROBE, fuse_named
+from opam.photographs.duplicates import COLUMNS
+from opam.pipeline.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
 
 PROPOSALS = 12
 

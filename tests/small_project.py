@@ -12,9 +12,12 @@ from pathlib import Path
 
 import yaml
 
+from opam.app.preset import laid_over
+
 ROOT = Path(__file__).parents[1]
 KEPT = {".gitignore", "package", "timm", "none"}
 """Files of data/photographs and data/weights that git keeps."""
+LOCK = "requirements.lock"
 BASELINES = ("finetune", "bcnn")
 STAGES = [
     stage
@@ -35,21 +38,25 @@ class Undisturbed:
     seconds: dict[str, float]
 
 
+def preset(name: str) -> dict:
+    """The parameters that a preset makes of the defaults."""
+    presets = ROOT / "presets"
+    return yaml.safe_load(laid_over(presets / "defaults.yaml", presets / f"{name}.yaml"))
+
+
 def small_params() -> dict:
-    params = yaml.safe_load((ROOT / "presets/synthetic.yaml").read_text())
+    params = preset("defaults")
     params["dataset"]["synthetic_birds"] |= {"train_per_class": 4, "test_per_class": 2}
     params["prepare"]["val_fraction"] = 0.5
     params["proposals"]["max_boxes"] = 10
     params["fusion"]["folds"] = 2
     params["filter"]["threshold"] = 0.05
     params["execution"] |= {"shard_size": 4, "batch_size": 8}
+    params["training"] |= {"epochs": 1, "input_size": 64, "resize": 72}
     for network in ("filternet", "classnet", "objectnet", "partnet"):
-        params[network] |= {"epochs": 3, "input_size": 64, "resize": 72}
+        params[network] |= {"epochs": 3}
     params["baselines"] = {name: params["baselines"][name] for name in BASELINES}
-    for baseline in params["baselines"].values():
-        for step in ("training", "classifier_training"):
-            if step in baseline:
-                baseline[step] |= {"epochs": 1, "input_size": 64, "resize": 72}
+    params["baselines"]["bcnn"]["classifier_training"] |= {"epochs": 1}
     params["alignment"]["similarity"] = "contrast"
     params["probes"] = {"input_size": 64, "part_size": 48, "views": 2}
     params["saliency"] |= {"input_size": 64}
@@ -69,13 +76,16 @@ def copy_outside(folder: Path) -> None:
 
 def project(folder: Path) -> Path:
     """A copy of the project's own files, as a git repository with small params."""
-    for name in ("photographs", "weights"):
-        shutil.copytree(
-            ROOT / "data" / name,
-            folder / "data" / name,
-            ignore=lambda _at, names: set(names) - KEPT,
-        )
-    for name in ("src", "stages", ".dvc", "dvc.yaml", ".gitignore", "requirements.lock"):
+    copy_outside(folder)
+    for name in (
+        "src",
+        "stages",
+        ".dvc",
+        ".dvcignore",
+        "dvc.yaml",
+        ".gitignore",
+        "requirements.lock",
+    ):
         source = ROOT / name
         if source.is_dir():
             ignored = shutil.ignore_patterns(
@@ -102,6 +112,8 @@ def git_commit(folder: Path) -> None:
 def script(stage: str) -> list[str]:
     """The command of a stage without DVC."""
     name, *entry = stage.split("@")
+    if name.startswith("train_") and not entry:
+        name, entry = "train_network", [name.removeprefix("train_")]
     return [sys.executable, f"stages/{name}.py", *entry]
 
 

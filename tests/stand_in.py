@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from small_project import copy_outside
 
-from opam.environment import PACKAGES
+from opam.pipeline.environment import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 # Through JSON: what YAML shares between systems would change together.

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from opam.models.prediction import Prediction
+from opam.systems.prediction import Prediction
 
 IMAGES = torch.randint(
     0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

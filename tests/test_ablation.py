@@ -10,9 +10,9 @@ import yaml
 from made_up_run import PARTS, make_up_run
 from small_project import ROOT
 
-from opam.report.check_params import check
+from opam.app.check_params import check
+from opam.evaluation.scores import read_scores
 from opam.report.results import ablation_rows, keep_ablation_rows, measured, of_networks
-from opam.scores import read_scores
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from ablation import changed, figures, variants

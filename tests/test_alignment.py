@@ -3,14 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.alignment import (
+from opam.method.alignment import (
     assign_parts,
     cluster_neurons,
     contrast,
     cosine_similarity,
     group_activations,
 )
-from opam.errors import OpamError
+from opam.pipeline.errors import OpamError
 
 
 def planted(sizes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

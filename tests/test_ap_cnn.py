@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from opam.config import section_of
-from opam.errors import OpamError
-from opam.models.ap_cnn import (
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import section_of
+from opam.systems.ap_cnn import (
     ApCnnParams,
     AttentionPyramid,
     AttentionPyramidCnn,
@@ -30,7 +31,6 @@ from opam.models.ap_cnn import (
     without_border,
     zoom_in,
 )
-from opam.models.backbones import Backbone
 
 SMALL = ApCnnParams(channels=32, hidden=16)
 

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from opam.archive import names, open_archive, pack, read_file
-from opam.errors import OpamError
+from opam.photographs.decoding.archive import names, open_archive, pack, read_file
+from opam.pipeline.errors import OpamError
 
 
 @pytest.fixture

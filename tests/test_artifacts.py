@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from opam.artifacts import (
+from opam.pipeline.artifacts import (
     MAPS_A_GROUP,
     ROWS_A_GROUP,
     SCHEMAS,
@@ -21,7 +21,7 @@ from opam.artifacts import (
     write_table,
     write_table_in_pieces,
 )
-from opam.errors import OpamError
+from opam.pipeline.errors import OpamError
 
 
 def _proposals(image_ids: list[str]) -> pd.DataFrame:

@@ -8,22 +8,25 @@ import pytest
 import torch
 import yaml
 
-from opam.baselines import SYSTEM_OBJECTIVE, gflops
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.metrics import pointing_accuracy
-from opam.models.backbones import Backbone
-from opam.models.systems import (
+from opam.app.check_params import check
+from opam.engine.scoring import predict
+from opam.engine.training.loop import train
+from opam.engine.training.params import TrainingParams
+from opam.engine.training.samples import whole_images
+from opam.evaluation.cost import gflops
+from opam.evaluation.metrics import pointing_accuracy
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
+from opam.pipeline.resume import finish
+from opam.systems.baselines import SYSTEM_OBJECTIVE
+from opam.systems.systems import (
     SYSTEMS,
     create_system,
     method_params,
     read_system,
     write_system,
 )
-from opam.report.check_params import check
-from opam.resume import finish
-from opam.scoring import predict
-from opam.training import TrainingParams, train, whole_images
 
 ROOT = Path(__file__).parents[1]
 SMALL = "mobilenetv3_small_050"

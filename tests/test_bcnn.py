@@ -4,9 +4,9 @@ import torch
 from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
 from torch import nn
 
-from opam.errors import OpamError
-from opam.models.backbones import Backbone
-from opam.models.bcnn import (
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.errors import OpamError
+from opam.systems.bcnn import (
     EPSILON,
     BcnnParams,
     BilinearCnn,

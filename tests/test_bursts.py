@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from opam.bursts import bursts, in_features, in_time, told
-from opam.datasets.synthetic_birds import draw_bird
-from opam.descriptors import DATE, EXIF, FRACTION, MAKE, MODEL, Descriptor, describe
-from opam.device import ExecutionParams
-from opam.folds import validation_mask
-from opam.groups import grouped, joined
-from opam.preparation import classes_without_val, make_manifest
-from opam.probes import fit_probe
+from opam.method.probes import fit_probe
+from opam.photographs.bursts import bursts, in_features, in_time, told
+from opam.photographs.datasets.synthetic_birds import draw_bird
+from opam.photographs.descriptors import DATE, EXIF, FRACTION, MAKE, MODEL, Descriptor, describe
+from opam.photographs.folds import validation_mask
+from opam.photographs.groups import grouped, joined
+from opam.photographs.preparation import classes_without_val, make_manifest
+from opam.pipeline.device import ExecutionParams
 
 
 def frame(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -13,13 +13,14 @@ from PIL import Image
 from small_project import Undisturbed
 from typer.testing import CliRunner
 
-from opam import Classifier, cli
-from opam.archive import open_archive
-from opam.artifacts import BOX, read_json, read_table
-from opam.errors import OpamError
-from opam.fusion import BRANCHES, fuse_named
-from opam.predict import drawing_names
-from opam.scores import read_scores
+from opam import Classifier
+from opam.app import cli
+from opam.app.predict import drawing_names
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import BRANCHES, fuse_named
+from opam.photographs.decoding.archive import open_archive
+from opam.pipeline.artifacts import BOX, read_json, read_table
+from opam.pipeline.errors import OpamError
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +174,7 @@ def test_a_broken_photograph_is_a_row_and_the_rest_is_done(
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(good[0].read_bytes()[:300])
     out, drawings = tmp_path / "results.csv", tmp_path / "drawn"
-    command = [sys.executable, "-c", "from opam.cli import main; main()", "predict"]
+    command = [sys.executable, "-c", "from opam.app.cli import main; main()", "predict"]
     command += [str(good[0]), str(bad), str(good[1]), "--bundle", str(bundle)]
     command += ["--out", str(out), "--overlay", str(drawings)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo
-from small_project import Undisturbed
+from small_project import Undisturbed, preset
 from typer.testing import CliRunner
 
-from opam import cli
-from opam.archive import pack
-from opam.config import SECTIONS
-from opam.errors import OpamError
-from opam.report import doctor
-from opam.report.params_help import parameters
+from opam.app import cli, doctor
+from opam.app.params_help import parameters
+from opam.photographs.decoding.archive import pack
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("predict", "serve", "export-onnx", "show", "params", "doctor")
@@ -35,7 +34,7 @@ def call(*arguments: str) -> str:
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     program = (
         "import sys\n"
-        "from opam.cli import main\n"
+        "from opam.app.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
@@ -117,7 +116,7 @@ def test_doctor_finds_nothing_wrong_in_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "presets/synthetic.yaml", "params.yaml")
+    shutil.copy(ROOT / "presets/defaults.yaml", "params.yaml")
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, check=True)
     shown = call("doctor")
@@ -132,8 +131,8 @@ def test_doctor_finds_nothing_wrong_in_the_project(
 
 def test_doctor_names_every_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("opam.report.doctor.shutil.which", lambda _name: None)
-    params = (ROOT / "presets/imagefolder.yaml").read_text()
+    monkeypatch.setattr("opam.app.doctor.shutil.which", lambda _name: None)
+    params = yaml.safe_dump(preset("imagefolder"))
     params = params.replace("threshold:", "treshold:").replace("data/photographs", "nowhere")
     Path("params.yaml").write_text(params)
     found = {subject: doctor.run_check(subject) for subject in doctor.CHECKS}
@@ -160,7 +159,7 @@ def test_doctor_knows_another_data_sets_archive(
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "docs/synthetic_birds.jpg", folder / "0001.jpg")
     pack(tmp_path / "photographs", tmp_path / "data/raw.zip")
-    params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
+    params = preset("imagefolder")
     for name, path, status, found in (
         ("imagefolder", "data/photographs", "ok", "in data/raw.zip"),
         ("cub200", "data/photographs", "problem", "cub200 is not downloaded; set dataset.path"),
@@ -176,7 +175,7 @@ def test_doctor_knows_another_data_sets_archive(
 
 def test_a_remote_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SECONDS", 0.1)
-    monkeypatch.setattr("opam.report.restore.open_remote", lambda _repo: time.sleep(5))
+    monkeypatch.setattr("opam.app.restore.open_remote", lambda _repo: time.sleep(5))
     began = time.monotonic()
     assert "no answer" in doctor.run_check("remote").found
     assert time.monotonic() - began < 3

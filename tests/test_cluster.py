@@ -14,10 +14,10 @@ import yaml
 from ray.cluster_utils import Cluster
 from small_project import Undisturbed, call, digests, script, start
 
-from opam.cluster import _slots
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.resume import RESUME, in_shards
+from opam.pipeline.cluster import _slots
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
+from opam.pipeline.resume import RESUME, in_shards
 
 MAPPED = {
     "propose_patches": "proposals.parquet",

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from opam.colocalization import principal_component, project
-from opam.errors import OpamError
-from opam.models.backbones import Backbone
+from opam.method.colocalization import principal_component, project
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.errors import OpamError
 
 
 @settings(max_examples=30, deadline=None)

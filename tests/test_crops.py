@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from opam.crops import (
+from opam.engine.crops import (
     PhotographCrops,
     TrainingCrops,
     centre_boxes,
@@ -14,12 +14,7 @@ from opam.crops import (
     load_ahead,
     shown_box,
 )
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.images import read_image
-from opam.models.backbones import Backbone
-from opam.models.cam_network import CamNetwork
-from opam.scoring import (
+from opam.engine.scoring import (
     _batches,
     batch_rows,
     by_cluster,
@@ -27,7 +22,12 @@ from opam.scoring import (
     score_crops,
     score_crops_shared,
 )
-from opam.training import whole_images
+from opam.engine.training.samples import whole_images
+from opam.networks.backbones.backbone import Backbone
+from opam.networks.cam_network import CamNetwork
+from opam.photographs.decoding.images import read_image
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
 
 
 def test_shown_box_slides_over_the_box() -> None:
@@ -302,7 +302,7 @@ def test_a_shared_crop_is_taken_from_the_size_at_which_it_is_seen_exactly(
         seen.extend((image.shape[2], round(box[2].item())) for box in boxes)
         return torch.zeros(len(boxes), network.heads, network.classes)
 
-    monkeypatch.setattr("opam.scoring.pooled_probabilities", record)
+    monkeypatch.setattr("opam.engine.scoring.pooled_probabilities", record)
     network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()
     boxes = [np.array([[0, 0, 80, 60], [0, 0, 20, 20]])]
     execution = ExecutionParams(device="cpu", workers=0)

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from opam.archive import pack
-from opam.artifacts import GT_BOX
-from opam.datasets import Dataset, DatasetName, DatasetParams, fetch
-from opam.datasets import read as read_archive
-from opam.datasets.synthetic_birds import SyntheticBirdsParams
-from opam.datasets.table_rows import TableColumns
-from opam.errors import OpamError
-from opam.preparation import check_photographs, draw_test, leave_out_others
+from opam.photographs.datasets import Dataset, DatasetName, DatasetParams, fetch
+from opam.photographs.datasets import read as read_archive
+from opam.photographs.datasets.synthetic_birds import SyntheticBirdsParams
+from opam.photographs.datasets.table_rows import TableColumns
+from opam.photographs.decoding.archive import pack
+from opam.photographs.preparation import check_photographs, draw_test, leave_out_others
+from opam.pipeline.artifacts import GT_BOX
+from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
 CUB = ROOT.parent / "shared/data/CUB_200_2011_small"

@@ -13,12 +13,12 @@ import torch
 import yaml
 from small_project import Undisturbed, call, script
 
-from opam import distributed
-from opam.artifacts import atomic
-from opam.crops import TrainingCrops
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.training import _Batches
+from opam.engine.crops import TrainingCrops
+from opam.engine.training.loop import _Batches
+from opam.pipeline import distributed
+from opam.pipeline.artifacts import atomic
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
 
 PIXELS = 24
 
@@ -120,7 +120,7 @@ def test_two_processes_train_what_one_does(
     shutil.copytree(undisturbed.untouched, folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     # Batch norm that is not frozen takes its statistics from a process's share of the batch.
-    for training in (params["partnet"], params["baselines"]["finetune"]["training"]):
+    for training in (params["partnet"], params["baselines"]["finetune"].setdefault("training", {})):
         training |= {"frozen_batch_norm": True, "epochs": 1}  # rounding errors grow with steps
     found = []
     for devices in (1, 2):

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image, ImageEnhance
+from small_project import preset
 
-from opam.artifacts import read_table
-from opam.datasets.synthetic_birds import draw_bird
-from opam.descriptors import Descriptor, describe
-from opam.duplicates import copies, duplicate_table, resolve
-from opam.errors import OpamError
-from opam.groups import grouped, joined
+from opam.photographs.datasets.synthetic_birds import draw_bird
+from opam.photographs.descriptors import Descriptor, describe
+from opam.photographs.duplicates import copies, duplicate_table, resolve
+from opam.photographs.groups import grouped, joined
+from opam.pipeline.artifacts import read_table
+from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
 
@@ -203,7 +204,7 @@ def write_set(root: Path) -> None:
 
 
 def prepare(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
+    params = preset("imagefolder")
     params["dataset"]["path"] = str(folder / "photographs")
     params["prepare"] |= changes
     params["fusion"]["folds"] = 2

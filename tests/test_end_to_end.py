@@ -22,8 +22,9 @@ from small_project import (
     small_params,
 )
 
-from opam.artifacts import SCHEMAS, read_json, read_table
-from opam.scores import PROBE, read_scores
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import PROBE
+from opam.pipeline.artifacts import SCHEMAS, read_json, read_table
 
 TABLES = {
     "manifest": "manifest",

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_project import STAGES, Undisturbed, call, digests, dvc, environment, project, start
+from small_project import (
+    STAGES,
+    Undisturbed,
+    call,
+    digests,
+    dvc,
+    environment,
+    project,
+    script,
+    start,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +82,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
 
 def mend(folder: Path) -> str:
     """What `make repro` does before `dvc repro`."""
-    done = call(folder, sys.executable, "-m", "opam.report.mend")
+    done = call(folder, sys.executable, "-m", "opam.app.mend")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -132,7 +142,7 @@ def kill_when(folder: Path, stage: str, seen: str) -> str:
     """Start a stage script, kill it when ``.resume/SEEN`` matches a file, and return its output."""
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, f"stages/{stage}.py"],
+            script(stage),
             cwd=folder,
             env=environment(folder),
             stdout=output,
@@ -176,7 +186,7 @@ def test_finished_shards_are_kept(
 def test_training_goes_on_behind_its_last_epoch(undisturbed: Undisturbed, finished: Path) -> None:
     (finished / "data/models/filternet.safetensors").unlink()
     kill_when(finished, "train_filternet", "filternet.pt")
-    done = call(finished, sys.executable, "stages/train_filternet.py")
+    done = call(finished, *script("train_filternet"))
     assert done.returncode == 0, done.stderr
     resumed = re.search(r"resumed behind epoch (\d)", done.stderr)
     assert resumed is not None
@@ -205,20 +215,22 @@ def test_a_stage_is_refused_while_it_still_runs(finished: Path) -> None:
     params = yaml.safe_load((finished / "params.yaml").read_text())
     params["filternet"]["epochs"] = 1000
     (finished / "params.yaml").write_text(yaml.safe_dump(params))
-    script = [sys.executable, "stages/train_filternet.py"]
-    first = start(finished, *script)
-    lock = finished / ".resume/train_filternet.lock"
+    command = script("train_filternet")
+    first = start(finished, *command)
+    lock = finished / ".resume/train_network@filternet.lock"
     while not (lock.exists() and lock.read_text().strip() == str(first.pid)):
         assert first.poll() is None
         time.sleep(0.002)
-    second = call(finished, *script)
+    second = call(finished, *command)
     assert second.returncode == 1
-    assert second.stderr.startswith("error: stage train_filternet is running in this folder")
+    assert second.stderr.startswith(
+        "error: stage train_network@filternet is running in this folder"
+    )
     assert str(first.pid) in second.stderr
     kill_all(first)
     params["filternet"]["epochs"] = 1
     (finished / "params.yaml").write_text(yaml.safe_dump(params))
-    assert call(finished, *script).returncode == 0
+    assert call(finished, *command).returncode == 0
 
 
 ON_A_SMALL_DISK = """

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from opam.artifacts import BOX, read_photographs, write_table
-from opam.filtering import draw_patches, keep
+from opam.engine.training.samples import draw_patches
+from opam.method.filtering import keep
+from opam.pipeline.artifacts import BOX, read_photographs, write_table
 
 COUNTS = {"a": 7, "b": 2, "c": 30}
 

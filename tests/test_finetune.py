@@ -5,8 +5,8 @@ from system_checks import IMAGES, assert_green_then_red, photographs, predict, t
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from opam.models.backbones import Backbone
-from opam.models.finetune import Finetune, FinetuneParams
+from opam.networks.backbones.backbone import Backbone
+from opam.systems.finetune import Finetune, FinetuneParams
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opam.errors import OpamError
-from opam.folds import fold_of, validation_mask
-from opam.fusion import search_weights
+from opam.method.fusion import search_weights
+from opam.photographs.folds import fold_of, validation_mask
+from opam.pipeline.errors import OpamError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 

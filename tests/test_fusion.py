@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_project import ROOT
 
-from opam.artifacts import GT_BOX, read_json, write_table
-from opam.errors import OpamError
-from opam.folds import fold_of
-from opam.fusion import (
+from opam.evaluation.scores import read_scores
+from opam.method.fusion import (
     BRANCHES,
     FUSED,
     PENALTY,
+    PROBE,
     FusionParams,
     Rule,
     branch_shares,
@@ -29,7 +28,9 @@ from opam.fusion import (
     search_weights,
     weight_grid,
 )
-from opam.scores import PROBE, read_scores
+from opam.photographs.folds import fold_of
+from opam.pipeline.artifacts import GT_BOX, read_json, write_table
+from opam.pipeline.errors import OpamError
 
 
 def random_scores(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,8 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_datasets import LAYOUTS, class_folders
 
-from opam.archive import FIRST_DATE
-from opam.artifacts import (
+from opam.app.check_params import check
+from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.networks.backbones.pretrained import read_states
+from opam.networks.cam_network import CamNetwork, read_network, write_network
+from opam.photographs.datasets import read
+from opam.photographs.datasets.source import take_over
+from opam.photographs.datasets.table_rows import TableColumns, parse, read_rows
+from opam.photographs.decoding.archive import FIRST_DATE
+from opam.photographs.decoding.images import read_image
+from opam.photographs.preparation import draw_test, make_manifest
+from opam.pipeline.artifacts import (
     SCHEMAS,
     read_json,
     read_photographs,
@@ -30,16 +39,7 @@ from opam.artifacts import (
     read_table_in_pieces,
     write_table,
 )
-from opam.datasets import read
-from opam.datasets.source import take_over
-from opam.datasets.table_rows import TableColumns, parse, read_rows
-from opam.errors import OpamError
-from opam.images import read_image
-from opam.models.backbones import Backbone, BackboneParams, create_backbone
-from opam.models.cam_network import CamNetwork, read_network, write_network
-from opam.models.pretrained import read_states
-from opam.preparation import draw_test, make_manifest
-from opam.report.check_params import check
+from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
 ODD = [b"\x00", b"\xff\xff\xff\xff", b"-1", b"..", b"/", b"\n", b"1e999", b"\xe2\x80\xae", b"nan"]

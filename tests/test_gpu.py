@@ -7,15 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from opam.artifacts import BOX
-from opam.crops import PhotographCrops, load_ahead
-from opam.device import ExecutionParams, autocast, prepare_device
-from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.cam_network import CamNetwork, read_network, write_network
-from opam.models.probe_network import pooled
-from opam.resume import finish
-from opam.scoring import score_crops, score_crops_shared
-from opam.training import TrainingParams, train, whole_images
+from opam.engine.crops import PhotographCrops, load_ahead
+from opam.engine.scoring import score_crops, score_crops_shared
+from opam.engine.training.loop import train
+from opam.engine.training.params import TrainingParams
+from opam.engine.training.samples import whole_images
+from opam.networks.backbones.backbone import BackboneParams, create_backbone
+from opam.networks.cam_network import CamNetwork, read_network, write_network
+from opam.networks.probe_network import pooled
+from opam.pipeline.artifacts import BOX
+from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.resume import finish
 
 pytestmark = [
     pytest.mark.gpu,

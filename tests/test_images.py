@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from opam import images
-from opam.errors import OpamError
-from opam.images import (
+from opam.photographs.decoding import images
+from opam.photographs.decoding.images import (
     MAX_PIXELS,
     SIGNATURES,
     NotAPhotograph,
@@ -24,6 +23,7 @@ from opam.images import (
     read_image,
     read_with_range,
 )
+from opam.pipeline.errors import OpamError
 
 # What a viewer does to the stored pixels, by EXIF orientation.
 SHOWN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -241,7 +241,9 @@ def test_a_postscript_file_starts_no_program(tmp_path: Path) -> None:
     for name in ("gs", "gswin64c", "gswin32c"):
         (tmp_path / name).write_text(f"#!/bin/sh\n: > {mark}\n")
         (tmp_path / name).chmod(0o755)
-    code = f"from opam.images import read_image; read_image({str(photograph)!r})"
+    code = (
+        f"from opam.photographs.decoding.images import read_image; read_image({str(photograph)!r})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PATH": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},

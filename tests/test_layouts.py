@@ -16,16 +16,17 @@ import pytest
 import yaml
 from PIL import Image
 from scipy.io import savemat
+from small_project import preset
 from test_datasets import lay_out_cub200, lay_out_stanford_cars, photograph
 
-from opam.archive import pack, read_file
-from opam.artifacts import GT_BOX, read_json, read_table
-from opam.datasets import Dataset, DatasetName, read
-from opam.datasets.layout import is_plain, split_of
-from opam.datasets.source import take_over
-from opam.datasets.table_rows import TableColumns
-from opam.errors import OpamError
-from opam.preparation import draw_test
+from opam.photographs.datasets import Dataset, DatasetName, read
+from opam.photographs.datasets.layout import is_plain, split_of
+from opam.photographs.datasets.source import take_over
+from opam.photographs.datasets.table_rows import TableColumns
+from opam.photographs.decoding.archive import pack, read_file
+from opam.photographs.preparation import draw_test
+from opam.pipeline.artifacts import GT_BOX, read_json, read_table
+from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -439,7 +440,7 @@ def test_stanford_cars_in_no_known_layout_are_told(tmp_path: Path) -> None:
 
 def run_stages(folder: Path, source: str, **dataset: object) -> subprocess.CompletedProcess[str]:
     """`fetch_data`, then `prepare`, as scripts; the last one that ran."""
-    params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
+    params = preset("imagefolder")
     params["dataset"] |= {"path": source, **dataset}
     params["execution"]["workers"] = 1
     params["fusion"]["folds"] = 2

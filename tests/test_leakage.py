@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small_project import BASELINES, Undisturbed, call, digests, script
 
-from opam.artifacts import read_table, write_table
+from opam.pipeline.artifacts import read_table, write_table
 
 TRAINING = [
     "propose_patches",

@@ -8,10 +8,18 @@ import pytest
 import yaml
 from small_project import BASELINES, Undisturbed
 
-from opam.artifacts import read_json, write_json
-from opam.environment import installed_versions
-from opam.errors import OpamError
-from opam.lineage import LOOKS, OPAM, PHOTOGRAPHS, lineage, looks_at, read_looks, record_look
+from opam.evaluation.lineage import (
+    LOOKS,
+    OPAM,
+    PHOTOGRAPHS,
+    lineage,
+    looks_at,
+    read_looks,
+    record_look,
+)
+from opam.pipeline.artifacts import read_json, write_json
+from opam.pipeline.environment import installed_versions
+from opam.pipeline.errors import OpamError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
 from torch import nn
 
-from opam.models.backbones import Backbone
-from opam.models.finetune import Finetune, FinetuneParams
-from opam.models.mc_loss import (
+from opam.networks.backbones.backbone import Backbone
+from opam.systems.finetune import Finetune, FinetuneParams
+from opam.systems.mc_loss import (
     McLossParams,
     MutualChannelNetwork,
     allot_channels,

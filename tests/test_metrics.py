@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score, top_k_accuracy_score
 
-from opam.metrics import (
+from opam.evaluation.metrics import (
     ablation_row,
     accuracy,
     bootstrap_interval,

@@ -6,14 +6,14 @@ import safetensors.torch
 import timm
 import torch
 
-from opam.errors import OpamError
-from opam.models.backbones import (
+from opam.networks.backbones.backbone import (
     Backbone,
     BackboneParams,
     create_backbone,
     penultimate_convolution,
 )
-from opam.models.cam_network import CamNetwork, read_network, with_heads, write_network
+from opam.networks.cam_network import CamNetwork, read_network, with_heads, write_network
+from opam.pipeline.errors import OpamError
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
 

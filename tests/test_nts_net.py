@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from opam.config import section_of
-from opam.errors import OpamError
-from opam.models.backbones import Backbone
-from opam.models.nts_net import (
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import section_of
+from opam.systems.nts_net import (
     AnchorLevel,
     NavigatorTeacherScrutinizer,
     NtsNetParams,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.objects import ObjectParams, find_object, object_box
+from opam.method.objects import ObjectParams, find_object, object_box
 
 
 def literal_object(saliency: np.ndarray, threshold: float) -> tuple[tuple[int, ...], str]:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from small_project import Undisturbed
 
-from opam.classifier import NETWORKS, read_branch
-from opam.errors import OpamError
-from opam.onnx_export import export_onnx
+from opam.app.bundle import NETWORKS
+from opam.app.classifier import read_branch
+from opam.app.onnx_export import export_onnx
+from opam.pipeline.errors import OpamError
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,6 @@ def test_logits_are_torchs_in_batches_of_any_size(undisturbed: Undisturbed, tmp_
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OpamError, match=r"classnet\.safetensors: not found"):
         export_onnx(tmp_path, tmp_path)
-    monkeypatch.setattr("opam.onnx_export.PACKAGES", ("onnx_that_is_not_there",))
+    monkeypatch.setattr("opam.app.onnx_export.PACKAGES", ("onnx_that_is_not_there",))
     with pytest.raises(OpamError, match=r"pip install 'opam\[onnx\]'"):
         export_onnx(tmp_path, tmp_path)

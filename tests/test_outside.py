@@ -10,18 +10,18 @@ import torch
 import yaml
 from small_project import call, git_commit, project
 
-from opam.artifacts import write_json
-from opam.environment import installed_versions, tell_other_pins, tell_other_versions
-from opam.errors import OpamError
-from opam.models.backbones import Backbone, BackboneParams, create_backbone
-from opam.outside import (
+from opam.app.check_params import check, check_networks
+from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.pipeline.artifacts import write_json
+from opam.pipeline.environment import installed_versions, tell_other_pins, tell_other_versions
+from opam.pipeline.errors import OpamError
+from opam.pipeline.outside import (
     PHOTOGRAPHS,
     check_photographs_path,
     check_weights_path,
     given_photographs,
     weights_file,
 )
-from opam.report.check_params import check, check_networks
 
 ROOT = Path(__file__).parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())

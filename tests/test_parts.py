@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.parts import Selection, mean_saliency, score_parts, select_parts
+from opam.method.parts import Selection, mean_saliency, score_parts, select_parts
 
 Box = tuple[int, int, int, int]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opam.classifier import Classification
-from opam.errors import OpamError
-from opam.images import NotAPhotograph, ignored, read_image
-from opam.predict import find_photographs, overlay, summary
+from opam.app.classifier import Classification
+from opam.app.predict import find_photographs, overlay, summary
+from opam.photographs.decoding.images import NotAPhotograph, ignored, read_image
+from opam.pipeline.errors import OpamError
 
 
 def photograph(path: Path, kind: str = "JPEG", **options: object) -> Path:

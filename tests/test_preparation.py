@@ -11,11 +11,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from small_project import preset
 
-from opam.artifacts import GT_BOX, read_json, read_table
-from opam.descriptors import Descriptor
-from opam.errors import OpamError
-from opam.preparation import check_photographs, leave_out_bad, make_manifest, validation_mask
+from opam.photographs.descriptors import Descriptor
+from opam.photographs.preparation import (
+    check_photographs,
+    leave_out_bad,
+    make_manifest,
+    validation_mask,
+)
+from opam.pipeline.artifacts import GT_BOX, read_json, read_table
+from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +124,7 @@ def test_bad_photographs_are_all_named_or_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
 def test_the_stages_stop_or_record_what_they_skip(tmp_path: Path, on_bad_image: str) -> None:
     write_folder(tmp_path / "photographs")
-    params = yaml.safe_load((ROOT / "presets/imagefolder.yaml").read_text())
+    params = preset("imagefolder")
     params["dataset"]["path"] = str(tmp_path / "photographs")
     params["prepare"]["on_bad_image"] = on_bad_image
     params["fusion"]["folds"] = 2

@@ -1,15 +1,23 @@
 """Presets load, and the README tells the truth about commands and files."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from small_project import preset
 
-from opam.datasets import PUBLISHED
-from opam.errors import OpamError
-from opam.report.check_params import check
+from opam.app.check_params import check
+from opam.app.preset import laid_over
+from opam.app.preset import main as preset_main
+from opam.engine.training.params import PatchTrainingParams
+from opam.photographs.datasets import PUBLISHED
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import NETWORKS, read_params
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -18,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_they_are_the_promised_ones() -> None:
     assert {path.stem for path in PRESETS} == {
-        "synthetic",
+        "defaults",
         "cub200-vgg19bn-paper",
         "cub200-resnet50",
         "cub-small-cpu",
@@ -28,16 +36,111 @@ def test_they_are_the_promised_ones() -> None:
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_loads_and_the_readme_names_it(path: Path) -> None:
-    check(path)
+def test_a_preset_makes_a_whole_file_and_the_readme_names_it(path: Path, tmp_path: Path) -> None:
+    made = tmp_path / "params.yaml"
+    made.write_text(laid_over(ROOT / "presets/defaults.yaml", path))
+    check(made)
     assert f"| `{path.stem}` |" in README
-    default = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content = yaml.safe_load(path.read_text())
+    default, content = (yaml.safe_load(each.read_text()) for each in (ROOT / "params.yaml", made))
     assert list(content) == list(default)
+    # What a preset says is there, and all else is as in the defaults.
+    for name, value in leaves(yaml.safe_load(path.read_text())).items():
+        assert leaves(content)[name] == value
+    assert made.read_text().startswith(path.read_text().splitlines()[0])
+    assert "seed: 0 # of order" in made.read_text()
+
+
+def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    found = {}
+    for key, value in content.items():
+        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def test_laying_over_keeps_numbers_numbers_and_comments(tmp_path: Path) -> None:
+    defaults, preset_ = tmp_path / "defaults.yaml", tmp_path / "mine.yaml"
+    defaults.write_text("# Defaults.\na: {b: 1, c: null} # why\nd:\n  e: 2 # because\n")
+    preset_.write_text("# Mine.\na: {b: 0.00001}\nf: {g: null, h: {i: -2.0e-7}}\n")
+    text = laid_over(defaults, preset_)
+    assert yaml.safe_load(text) == {
+        "a": {"b": 1e-5, "c": None},
+        "d": {"e": 2},
+        "f": {"g": None, "h": {"i": -2e-7}},
+    }
+    assert text.startswith("# Mine.\n")
+    assert "# why" in text
+    assert "e: 2 # because" in text
+
+
+def test_a_preset_that_is_not_there_or_is_wrong_leaves_the_params_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    Path("params.yaml").write_text("mine")
+    for name, content, told in (
+        ("nothing", None, "presets/nothing.yaml: not found; there is cub-small-cpu"),
+        ("broken", "a: [", "presets/broken.yaml: not valid YAML"),
+        ("unknown", "filter: {treshold: 1}", "unknown parameter 'filter.treshold'"),
+    ):
+        if content is not None:
+            Path(f"presets/{name}.yaml").write_text(content)
+        monkeypatch.setattr(sys, "argv", ["preset", name])
+        with pytest.raises(OpamError, match=re.escape(told)):
+            preset_main()
+        assert Path("params.yaml").read_text() == "mine"
+    monkeypatch.setattr(sys, "argv", ["preset", "cub-small-cpu"])
+    preset_main()
+    assert "dataset:\n  name: cub200" in Path("params.yaml").read_text()
+
+
+def test_what_networks_share_stands_once_and_their_own_goes_first(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["training"]["rate"] = 0.125
+    content["partnet"]["rate"] = 0.5
+    content["baselines"]["bcnn"]["training"] = {"rate": 0.25}
+    path.write_text(yaml.safe_dump(content))
+    found = check(path)
+    rates = {name: found[name].rate for name in ("filternet", "classnet", "partnet")}
+    assert rates == {"filternet": 0.125, "classnet": 0.125, "partnet": 0.5}
+    bcnn = found["baselines"]["bcnn"]
+    assert (bcnn.training.rate, bcnn.classifier_training.rate) == (0.25, 0.05)
+    assert found["baselines"]["finetune"].training.rate == 0.125
+    assert found["baselines"]["finetune"].classifier_training is None
+    content["training"]["rate"] = -1
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(OpamError) as caught:
+        check(path)
+    assert str(caught.value).count("parameter 'training.rate' is -1") == 1
+    content["training"]["rate"], content["classnet"]["rate"] = 0.1, -1
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(OpamError, match=r"parameter 'classnet\.rate' is -1"):
+        check(path)
+
+
+def test_an_old_full_file_is_told_what_to_do_and_serves_when_it_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    shared = content.pop("training")
+    for name in NETWORKS:
+        content[name] = shared | content[name]
+    for entry in content["baselines"].values():
+        entry["training"] = shared | entry.get("training", {})
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(OpamError, match=r"'training' is missing; .*add the line `training: \{\}`"):
+        check(path)
+    with pytest.raises(OpamError, match=r"'training' is missing; .*add the line `training: \{\}`"):
+        read_params("classnet", PatchTrainingParams, path)
+    path.write_text(yaml.safe_dump(content | {"training": {}}))
+    expected = check(ROOT / "params.yaml")
+    assert check(path)["partnet"] == expected["partnet"]
 
 
 def test_contrast_between_the_parts_of_one_part_is_told_at_once(tmp_path: Path) -> None:
-    params = yaml.safe_load((ROOT / "presets/cub-small-cpu.yaml").read_text())
+    params = preset("cub-small-cpu")
     assert params["alignment"] == {**params["alignment"], "similarity": "contrast", "clusters": 2}
     params["parts"]["n_parts"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
@@ -48,15 +151,15 @@ def test_contrast_between_the_parts_of_one_part_is_told_at_once(tmp_path: Path) 
     check(tmp_path / "params.yaml")
 
 
-def test_the_default_is_the_synthetic_preset() -> None:
-    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets/synthetic.yaml").read_bytes()
+def test_the_project_starts_with_the_defaults() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets/defaults.yaml").read_bytes()
 
 
 def test_the_papers_preset_holds_the_papers_settings() -> None:
-    params = yaml.safe_load((ROOT / "presets/cub200-vgg19bn-paper.yaml").read_text())
+    params = preset("cub200-vgg19bn-paper")
     assert params["backbone"]["name"] == "vgg19_bn"
-    for network in ("filternet", "classnet", "objectnet", "partnet"):
-        training = params[network]
+    for network in NETWORKS:
+        training = params["training"] | params[network]
         assert (training["input_size"], training["resize"]) == (224, 256)
         assert (training["rate"], training["momentum"]) == (1e-4, 0.9)
         assert (training["weight_decay"], training["batch_size"]) == (5e-4, 16)

@@ -15,10 +15,10 @@ import torch
 import torchvision
 from torch import nn
 
-from opam.errors import OpamError
-from opam.models.backbones import Backbone, BackboneParams, create_backbone
-from opam.models.cam_network import CamNetwork, write_network
-from opam.models.pretrained import fitting
+from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.networks.backbones.pretrained import fitting
+from opam.networks.cam_network import CamNetwork, write_network
+from opam.pipeline.errors import OpamError
 
 NAME = "test_resnet"
 State = dict[str, torch.Tensor]

@@ -6,11 +6,11 @@ import torch
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from opam.errors import OpamError
-from opam.models.backbones import Backbone
-from opam.models.cam_network import CamNetwork, read_network, write_network
-from opam.models.probe_network import ProbeNetwork, pooled, read_probes, write_probes
-from opam.probes import AREAS, ASPECT, SCALES, Probe, fit_probe, random_views
+from opam.method.probes import AREAS, ASPECT, SCALES, Probe, fit_probe, random_views
+from opam.networks.backbones.backbone import Backbone
+from opam.networks.cam_network import CamNetwork, read_network, write_network
+from opam.networks.probe_network import ProbeNetwork, pooled, read_probes, write_probes
+from opam.pipeline.errors import OpamError
 
 
 def drawn(

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from opam.errors import OpamError
-from opam.metrics import box_iou
-from opam.proposals import ProposalParams, propose, selective_search, whole_and_quarters
+from opam.evaluation.metrics import box_iou
+from opam.method.proposals import ProposalParams, propose, selective_search, whole_and_quarters
+from opam.pipeline.errors import OpamError
 
 PLANTED = (40, 30, 90, 80)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from opam.models.regions import (
+from opam.systems.regions import (
     FINENESS,
     THRESHOLD,
     activation_boxes,

@@ -18,8 +18,8 @@ from made_up_run import make_up_run, report
 from PIL import Image
 from small_project import Undisturbed, digests
 
-from opam.artifacts import BOX, read_json, read_table
-from opam.parts import PartParams, score_parts, select_parts
+from opam.method.parts import PartParams, score_parts, select_parts
+from opam.pipeline.artifacts import BOX, read_json, read_table
 from opam.report.page import figures, tables
 from opam.report.page.copies import GROUPS, MEMBERS, copy_groups
 from opam.report.page.gallery import PIECE, write_pieces

@@ -9,9 +9,9 @@ import yaml
 from made_up_run import make_up_run
 from small_project import ROOT
 
-from opam.artifacts import read_table, write_csv
-from opam.errors import OpamError
-from opam.lineage import commit
+from opam.evaluation.lineage import commit
+from opam.pipeline.artifacts import read_table, write_csv
+from opam.pipeline.errors import OpamError
 from opam.report import summary
 from opam.report.results import (
     ABLATION,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from opam.config import Params
-from opam.device import ExecutionParams
-from opam.resume import DEPENDS_ON, RESUME, fingerprint, finish, in_shards
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.params import Params
+from opam.pipeline.resume import DEPENDS_ON, RESUME, fingerprint, finish, in_shards
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,15 +119,15 @@ def test_the_fingerprint_is_of_contents(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     first = fingerprint(seed=1)
-    monkeypatch.setattr("opam.resume.installed_versions", lambda: {"torch": "other"})
+    monkeypatch.setattr("opam.pipeline.resume.installed_versions", lambda: {"torch": "other"})
     assert first != fingerprint(seed=1)
 
 
 STAGE = """
 import sys
 import pandas as pd
-from opam.device import ExecutionParams
-from opam.resume import fingerprint, in_shards
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.resume import fingerprint, in_shards
 
 def rows_from(first):
     for number in range(first, 4):
@@ -168,5 +168,5 @@ def test_a_stage_edited_between_kill_and_restart_computes_its_rows_anew(tmp_path
     assert "resumed behind piece 3" in run(2.0, killed=3).stderr
     edit("artifacts.py")
     done = run(2.0, killed=9)
-    assert "opam/artifacts.py changed since" in done.stderr
+    assert "opam/pipeline/artifacts.py changed since" in done.stderr
     assert done.stdout.split() == ["2.0"] * 4

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.saliency import (
+from opam.method.saliency import (
     CROP_FRACTION,
     class_activation_map,
     merge_views,

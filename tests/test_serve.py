@@ -22,10 +22,10 @@ from PIL import Image
 from small_project import Undisturbed
 
 from opam import Classifier
-from opam.errors import OpamError
-from opam.images import MAX_PIXELS
+from opam.app.serve.app import FRAME, create_app, listen, page_html, uploaded
+from opam.photographs.decoding.images import MAX_PIXELS
+from opam.pipeline.errors import OpamError
 from opam.report.panels import COLOURS
-from opam.serve.app import FRAME, create_app, listen, page_html, uploaded
 
 pytestmark = pytest.mark.slow
 
@@ -296,7 +296,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     program = (
         "import sys\n"
         "sys.modules['fastapi'] = None\n"
-        "from opam.cli import main\n"
+        "from opam.app.cli import main\n"
         "sys.argv = ['opam', 'serve']\n"
         "main()\n"
     )
@@ -307,7 +307,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 
 def test_the_command_serves_until_interrupted(bundle: Path) -> None:
-    program = "from opam.cli import main; main()"
+    program = "from opam.app.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", "--bundle", str(bundle)]
     command += ["--port", "0", "--device", "cpu", "--max-megabytes", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -9,9 +9,9 @@ from PIL import Image
 from small_project import Undisturbed
 from typer.testing import CliRunner
 
-from opam import cli
-from opam.artifacts import read_table
-from opam.errors import OpamError
+from opam.app import cli
+from opam.pipeline.artifacts import read_table
+from opam.pipeline.errors import OpamError
 from opam.report.fonts import lettering
 from opam.report.panels import HEIGHT, WIDTH, sheet, wrapped
 from opam.report.show import STEPS, Photograph, closest, open_photograph, probabilities, show

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from opam.device import ExecutionParams, prepare_device
-from opam.errors import OpamError, cause
-from opam.stage import run
+from opam.pipeline.device import ExecutionParams, prepare_device
+from opam.pipeline.errors import OpamError, cause
+from opam.pipeline.stage import run
 
 
 @pytest.fixture(autouse=True)

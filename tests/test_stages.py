@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from opam.errors import OpamError
-from opam.models.backbones import Backbone
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.errors import OpamError
 
 IMAGES = torch.randint(
     0, 256, (2, 3, 96, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

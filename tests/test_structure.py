@@ -1,93 +1,114 @@
-"""The project's shape: import directions, and dvc.yaml against the imports."""
+"""The project's shape: rooms and what they import, dvc.yaml against the imports, sizes."""
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
 import yaml
+from stage_deps import BASELINE, code, declared_params, is_code, sections, versions
 
-from opam.models.systems import SYSTEMS
-from opam.stage_deps import BASELINE, code_deps, computed_with, is_code, stage_code, stage_params
+from opam.pipeline.params import NETWORKS
+from opam.systems.systems import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "stages").glob("*.py"))
-STEPS = {
-    "opam." + name
-    for name in (
-        [
-            "preparation",
-            "proposals",
-            "filtering",
-            "saliency",
-            "colocalization",
-            "objects",
-            "parts",
-            "alignment",
-            "probes",
-            "fusion",
-            "metrics",
-            "baselines",
-        ]
-    )
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "stages").glob("*.py"))}
+CONTENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage.get("do", stage) for name, stage in CONTENT.items()
 }
-FACES = {
-    "opam.report",
-    "opam.stage_deps",
-    "opam.classifier",
-    "opam.predict",
-    "opam.serve",
-    "opam.onnx_export",
-    "opam.cli",
-}
+TRAINED = {f"train_{name}": name for name in NETWORKS}
+
+ROOMS = [
+    "pipeline",
+    "networks",
+    "photographs",
+    "method",
+    "engine",
+    "systems",
+    "evaluation",
+    "report",
+    "app",
+]
+"""In this order: a room imports only those before it."""
+SHOWN = {"report", "app"}
+"""Rooms that no stage that computes imports; these stages only pack, draw, compare or check."""
+SHOWING = {"check_params", "draw_examples", "export_bundle", "compare", "report"}
 
 
-@pytest.fixture(scope="module")
-def stages() -> dict[str, dict[str, list[str]]]:
-    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    return {name: stage.get("do", stage) for name, stage in content.items()}
+def script_of(stage: str) -> Path:
+    return SCRIPTS["train_network" if stage in TRAINED else stage]
 
 
-def test_every_script_is_a_stage_and_every_stage_a_script(stages: dict) -> None:
-    assert {script.stem for script in SCRIPTS} == set(stages)
-    for name, stage in stages.items():
-        key = " ${key}" if name == BASELINE else ""
+def named(path: str) -> str:
+    """The file or folder of the project, as seen from its top."""
+    return path.replace("../", "")
+
+
+def expanded(paths: list[str]) -> set[str]:
+    """Files, those of a folder each for itself, without the words that make folders packages."""
+    found: set[str] = set()
+    for path in map(named, paths):
+        files = (ROOT / path).rglob("*") if (ROOT / path).is_dir() else [ROOT / path]
+        for file in files:
+            words = file.name == "__init__.py" and len(ast.parse(file.read_text()).body) <= 1
+            if "__pycache__" not in file.parts and not file.is_dir() and not words:
+                found.add(file.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_every_script_is_a_stage_and_every_stage_a_script() -> None:
+    assert {script_of(stage).stem for stage in STAGES} == set(SCRIPTS)
+    for name, stage in STAGES.items():
         first = "cd ../.. && " if "wdir" in stage else ""
-        assert stage["cmd"] == f"{first}python stages/{name}.py{key}"
+        entry = " ${key}" if name == BASELINE else f" {TRAINED[name]}" if name in TRAINED else ""
+        assert stage["cmd"] == f"{first}python stages/{script_of(name).name}{entry}"
+        assert stage["desc"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_code_dependencies_are_what_the_script_loads(
-    script: Path, stages: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    declared = {dep.replace("../", "") for dep in stages[script.stem]["deps"] if is_code(dep)}
-    loaded = set(stage_code(script.relative_to(ROOT)))
-    hint = f"stage {script.stem}; `make deps` corrects dvc.yaml"
-    assert not loaded - declared, f"dvc.yaml lacks {sorted(loaded - declared)} in {hint}"
-    assert not declared - loaded, f"dvc.yaml has {sorted(declared - loaded)} too much in {hint}"
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_code_that_computes_for_it_and_on_no_other(name: str) -> None:
+    declared = expanded([path for path in STAGES[name]["deps"] if is_code(path)])
+    loaded = code(script_of(name))
+    assert not loaded - declared, f"stage {name} in dvc.yaml lacks {sorted(loaded - declared)}"
+    assert not declared - loaded, f"stage {name} has {sorted(declared - loaded)} too much"
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_params_are_what_the_script_reads(
-    script: Path, stages: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    declared = stages[script.stem].get("params", [])
-    if "wdir" in stages[script.stem]:
-        [(file, declared)] = declared[0].items()
-        assert file == "../../params.yaml"
-    assert declared == stage_params(script.relative_to(ROOT)), (
-        f"params of stage {script.stem} differ; `make deps` corrects dvc.yaml"
-    )
+@pytest.mark.parametrize("name", STAGES)
+def test_params_are_what_the_script_reads(name: str) -> None:
+    own, environment = declared_params(STAGES[name])
+    expected = sections(script_of(name))
+    if name in TRAINED:
+        expected |= {TRAINED[name], "training"}
+        if TRAINED[name] in ("objectnet", "partnet"):  # they begin with ClassNet
+            expected -= {"backbone"}
+    if name == BASELINE:
+        expected |= {"baselines.${key}", "training"}
+    if name == "record_environment":
+        expected |= {"training"}
+    assert own == expected
+    weights = {
+        BASELINE: "weights.baselines.${key}",
+        "export_bundle": "weights.shared",
+        "report": "weights.shared",
+    }
+    if "backbone" in own and name not in ("check_params", "record_environment"):
+        weights.setdefault(name, "weights.shared")
+    used = versions(script_of(name))
+    if "versions" in environment:  # all of them are told, or counted
+        used = {"versions"}
+    assert environment == used | {weights[name]} if name in weights else environment == used
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_artifacts_are_what_the_script_names(script: Path, stages: dict) -> None:
+@pytest.mark.parametrize("name", STAGES)
+def test_artifacts_are_what_the_script_names(name: str) -> None:
     """Every data path that a script spells out as one string is an input or output of it."""
-    stage = stages[script.stem]
+    if name in TRAINED:
+        return
+    stage = STAGES[name]
     declared = [path for path in stage["deps"] + stage["outs"] if path.startswith("data/")]
-    for node in ast.walk(ast.parse(script.read_text())):
+    for node in ast.walk(ast.parse(script_of(name).read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             path = node.value
             if path.startswith("data/") and " " not in path and "\n" not in path:
@@ -96,49 +117,46 @@ def test_artifacts_are_what_the_script_names(script: Path, stages: dict) -> None
                 )
 
 
-def test_an_entry_depends_on_its_own_system_alone(stages: dict) -> None:
-    declared = stages[BASELINE]["deps"]
-    assert "src/opam/models/${item.system}.py" in declared
+def test_an_entry_depends_on_its_own_system_alone() -> None:
+    declared = STAGES[BASELINE]["deps"]
+    assert "src/opam/systems/${item.system}.py" in declared
     for name in SYSTEMS:
-        assert f"src/opam/models/{name}.py" not in declared
-    assert "src/opam/models/regions.py" in declared
-    *sections, environment = stages[BASELINE]["params"]
-    assert sections == ["backbone", "baselines.${key}", "mirrored", "seed"]
-    assert environment["data/environment.json"][-1] == "weights.baselines.${key}"
+        assert f"src/opam/systems/{name}.py" not in declared
 
 
-def test_a_stage_depends_on_the_packages_that_it_computes_with(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
-    proposing = computed_with(Path("stages/propose_patches.py"))
-    assert "versions.cv2" in proposing
-    assert "versions.torch" not in proposing
-    training = computed_with(Path("stages/train_classnet.py"))
-    assert {"versions.torch", "versions.timm", "weights.shared"} <= {*training}
-    assert "versions.sklearn" in computed_with(Path("stages/align_parts.py"))
+@pytest.mark.parametrize(
+    ("stage", "package", "used"),
+    [
+        ("propose_patches", "cv2", True),
+        ("propose_patches", "torch", False),
+        ("train_network", "torch", True),
+        ("train_network", "timm", True),
+        ("align_parts", "sklearn", True),
+        ("select_parts", "torch", False),
+    ],
+)
+def test_packages_that_a_stage_computes_with(stage: str, package: str, used: bool) -> None:
+    assert (f"versions.{package}" in versions(SCRIPTS[stage])) == used
 
 
 def test_a_module_that_is_not_declared_is_found(tmp_path: Path) -> None:
-    script = tmp_path / "new.py"
-    script.write_text("def main():\n    from opam.parts import select_parts\n")
-    files = code_deps(script)
-    assert "src/opam/parts.py" in files
-    assert "src/opam/__init__.py" in files
-    assert "src/opam/fusion.py" not in files
+    script = tmp_path / "fuse.py"
+    script.write_text("def main():\n    from opam.method.parts import select_parts\n")
+    assert code(script) == {"stages/fuse.py", "src/opam/method/parts.py"}
 
 
-def test_imports_point_one_way() -> None:
+def room_of(module: str) -> str:
+    return module.split(".")[1] if module.count(".") else ""
+
+
+def test_rooms_import_only_those_before_them() -> None:
     graph = grimp.build_graph("opam", cache_dir=None, exclude_type_checking_imports=True)
-    for module in graph.modules:
-        imported = graph.find_modules_directly_imported_by(module)
-        if module in STEPS:
-            assert not imported & STEPS, f"{module} imports another step"
-        if module not in STEPS and not any(module.startswith(face) for face in FACES):
-            assert not imported & STEPS, f"foundation {module} imports a step"
-        if not any(module.startswith(face) for face in FACES):
-            upward = [m for m in imported if any(m.startswith(face) for face in FACES)]
-            assert not upward, f"{module} imports {upward}, which only draws or reports"
+    assert {room_of(module) for module in graph.modules} - {""} == set(ROOMS)
+    for module in graph.modules - {"opam"}:
+        for imported in graph.find_modules_directly_imported_by(module) - {"opam"}:
+            own, other = ROOMS.index(room_of(module)), ROOMS.index(room_of(imported))
+            assert other <= own, f"{module} imports {imported}"
+            assert {room_of(module), room_of(imported)} != {"method", "engine"}, module
 
 
 def test_there_are_no_import_cycles() -> None:
@@ -148,13 +166,47 @@ def test_there_are_no_import_cycles() -> None:
             assert not graph.chain_exists(imported, module), f"{module} <-> {imported}"
 
 
-def test_steps_know_no_paths_and_no_dvc() -> None:
-    for step in STEPS:
-        source = (ROOT / "src" / Path(*step.split("."))).with_suffix(".py").read_text()
-        names = {
-            name.name if isinstance(node, ast.Import) else node.module
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in node.names
-        }
+def imports(path: Path) -> set[str]:
+    return {
+        name.name if isinstance(node, ast.Import) else str(node.module)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+
+
+def test_stages_that_compute_import_nothing_that_shows() -> None:
+    for name, path in SCRIPTS.items():
+        shown = {each for each in imports(path) if room_of(each) in SHOWN and "opam" in each}
+        assert not shown or name in SHOWING, f"{name} imports {shown}"
+
+
+def test_steps_know_no_paths_and_no_dvc_and_no_other_step() -> None:
+    steps = sorted((ROOT / "src/opam/method").glob("*.py"))
+    assert len(steps) > 8
+    for step in steps:
+        names = imports(step)
         assert not {"pathlib", "dvc", "yaml"} & names, step
+        assert not [name for name in names if name.startswith("opam.method")], step
+
+
+def test_rooms_say_what_lives_there() -> None:
+    packages = [path for path in (ROOT / "src/opam").iterdir() if (path / "__init__.py").exists()]
+    assert len(packages) <= 10
+    for package in packages:
+        assert "mport" in (
+            ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+        )
+    assert len([*(ROOT / "src/opam").glob("*.py")]) <= 3
+
+
+def lines(path: str) -> int:
+    return len((ROOT / path).read_text().splitlines())
+
+
+def test_what_people_read_is_short() -> None:
+    assert lines("dvc.yaml") <= 320
+    assert lines("params.yaml") <= 90
+    assert lines("README.md") <= 180
+    for preset in (ROOT / "presets").glob("*.yaml"):
+        assert lines(f"presets/{preset.name}") <= (90 if preset.stem == "defaults" else 40), preset

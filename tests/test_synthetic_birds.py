@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from opam.archive import open_archive, pack
-from opam.artifacts import GT_BOX
-from opam.datasets import Dataset
-from opam.datasets import synthetic_birds as birds
-from opam.datasets.synthetic_birds import Drawing, SyntheticBirdsParams, draw_bird
-from opam.errors import OpamError
-from opam.images import read_image
+from opam.photographs.datasets import Dataset
+from opam.photographs.datasets import synthetic_birds as birds
+from opam.photographs.datasets.synthetic_birds import Drawing, SyntheticBirdsParams, draw_bird
+from opam.photographs.decoding.archive import open_archive, pack
+from opam.photographs.decoding.images import read_image
+from opam.pipeline.artifacts import GT_BOX
+from opam.pipeline.errors import OpamError
 from opam.report.sample_sheet import contact_sheet, main
 
 FEW = SyntheticBirdsParams(seed=3, train_per_class=2, test_per_class=1)

@@ -10,11 +10,11 @@ import pytest
 from test_datasets import params, photograph
 from test_layouts import NFC, NFD, run_stages
 
-from opam.archive import pack
-from opam.artifacts import GT_BOX, read_json, read_table
-from opam.datasets import Dataset, fetch, read
-from opam.datasets.table_rows import TableColumns, parse
-from opam.errors import OpamError
+from opam.photographs.datasets import Dataset, fetch, read
+from opam.photographs.datasets.table_rows import TableColumns, parse
+from opam.photographs.decoding.archive import pack
+from opam.pipeline.artifacts import GT_BOX, read_json, read_table
+from opam.pipeline.errors import OpamError
 
 ROWS = [
     ("a/0.jpg", "007", "train"),

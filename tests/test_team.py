@@ -82,7 +82,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 def restore(folder: Path) -> subprocess.CompletedProcess[str]:
     """What `make pull` runs."""
-    return python(folder, "opam.report.restore")
+    return python(folder, "opam.app.restore")
 
 
 def digests(folder: Path) -> dict[str, str]:

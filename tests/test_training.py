@@ -8,24 +8,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from opam import training
-from opam.device import ExecutionParams
-from opam.errors import OpamError
-from opam.models.backbones import BackboneParams, create_backbone
-from opam.models.cam_network import CamNetwork, write_network
-from opam.resume import finish
-from opam.training import (
-    CAM_OBJECTIVE,
-    TrainingParams,
-    evaluate,
-    head_weights,
-    hits,
-    loss_over_heads,
-    rate_factor,
-    samples,
-    train,
-    whole_images,
-)
+from opam.engine.training import loop as training
+from opam.engine.training.loop import evaluate, train
+from opam.engine.training.objectives import CAM_OBJECTIVE, head_weights, hits, loss_over_heads
+from opam.engine.training.params import TrainingParams, rate_factor
+from opam.engine.training.samples import samples, whole_images
+from opam.networks.backbones.backbone import BackboneParams, create_backbone
+from opam.networks.cam_network import CamNetwork, write_network
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.errors import OpamError
+from opam.pipeline.resume import finish
 
 PARAMS = TrainingParams(
     epochs=3, batch_size=4, input_size=32, resize=36, rate=0.01, schedule="cosine"
@@ -74,11 +66,11 @@ def test_resumes_behind_the_last_epoch_and_ends_with_the_same_bytes(
 ) -> None:
     undisturbed = run_training(photographs)
     finish("net")
-    write = training._write_checkpoint
-    monkeypatch.setattr(training, "_write_checkpoint", interrupt_after(write, 2))
+    write = training.write_checkpoint
+    monkeypatch.setattr(training, "write_checkpoint", interrupt_after(write, 2))
     with pytest.raises(KeyboardInterrupt):
         run_training(photographs)
-    monkeypatch.setattr(training, "_write_checkpoint", write)
+    monkeypatch.setattr(training, "write_checkpoint", write)
     capsys.readouterr()
     assert run_training(photographs) == undisturbed
     shown = capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from opam.fusion import FUSED, branch_shares
+from opam.method.fusion import FUSED, branch_shares
 
 
 def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -> str:

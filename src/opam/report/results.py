@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from scipy.stats import t
 
-from opam.artifacts import atomic, read_json, read_table, write_json
-from opam.config import params_path, read_params, read_yaml
-from opam.device import ExecutionParams, prepare_device
-from opam.errors import OpamError, run
-from opam.lineage import commit
+from opam.evaluation.lineage import commit
+from opam.pipeline.artifacts import atomic, read_json, read_table, write_json
+from opam.pipeline.device import ExecutionParams, prepare_device
+from opam.pipeline.errors import OpamError, run
+from opam.pipeline.params import params_path, read_params, read_yaml
 from opam.report.page.tables import fusion_weights
 from opam.report.tables import SYSTEM_COLUMNS, branch_cells, location_cells, system_cells
 

@@ -1,4 +1,4 @@
-"""The sheet of drawn birds in the README.
+"""The sheet of drawn birds in docs/photographs.md.
 
 Run: ``python -m opam.report.sample_sheet FILE.jpg``.
 """
@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from opam.artifacts import atomic
-from opam.datasets.synthetic_birds import SPECIES, draw_bird
-from opam.errors import OpamError, run
+from opam.photographs.datasets.synthetic_birds import SPECIES, draw_bird
+from opam.pipeline.artifacts import atomic
+from opam.pipeline.errors import OpamError, run
 
 
 def contact_sheet(seed: int, samples: int = 4) -> np.ndarray:

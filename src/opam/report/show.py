@@ -8,7 +8,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import (
+from opam.evaluation.metrics import box_iou
+from opam.method.fusion import BRANCHES, PROBE, branch_answers
+from opam.method.objects import ObjectParams, chosen_map
+from opam.method.parts import Measure, PartParams, mean_saliency, qualifying
+from opam.method.saliency import to_image
+from opam.photographs.decoding.images import read_image
+from opam.pipeline.artifacts import (
     BOX,
     GT_BOX,
     SCHEMAS,
@@ -17,16 +23,9 @@ from opam.artifacts import (
     read_json,
     read_table,
 )
-from opam.config import read_params
-from opam.errors import OpamError
-from opam.fusion import BRANCHES, branch_answers
-from opam.images import read_image
-from opam.metrics import box_iou
-from opam.objects import ObjectParams, chosen_map
-from opam.parts import Measure, PartParams, mean_saliency, qualifying
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import read_params
 from opam.report.panels import COLOURS, Panel, Sketch, bars, remark, sheet
-from opam.saliency import to_image
-from opam.scores import PROBE
 
 SHOWN = (*BRANCHES, "fused")
 BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
@@ -67,7 +66,7 @@ class Photograph:
         """Its rows of an artifact, no more than a row group in memory.
 
         Raises:
-            OpamError: as `opam.artifacts.read_table`.
+            OpamError: as `opam.pipeline.artifacts.read_table`.
         """
         schema = schema or Path(path).stem
         found = SCHEMAS[schema].empty_table().to_pandas()

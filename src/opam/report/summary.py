@@ -10,8 +10,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from opam.artifacts import read_json
-from opam.errors import OpamError, run
+from opam.pipeline.artifacts import read_json
+from opam.pipeline.errors import OpamError, run
 from opam.report.page.tables import fusion_weights
 from opam.report.tables import branch_cells, location_cells, system_cells
 

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from opam.artifacts import BOX, GT_BOX, atomic
-from opam.device import ExecutionParams
-from opam.objects import ObjectParams, chosen_map
-from opam.parts import PartParams
-from opam.progress import progress
+from opam.method.objects import ObjectParams, chosen_map
+from opam.method.parts import PartParams
+from opam.pipeline.artifacts import BOX, GT_BOX, atomic
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.progress import progress
 from opam.report.page.photographs import (
     Found,
     details,

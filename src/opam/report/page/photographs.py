@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from opam.artifacts import BOX
-from opam.images import read_image
-from opam.parts import Measure, PartParams, mean_saliency, qualifying
-from opam.saliency import to_image
+from opam.method.parts import Measure, PartParams, mean_saliency, qualifying
+from opam.method.saliency import to_image
+from opam.photographs.decoding.images import read_image
+from opam.pipeline.artifacts import BOX
 
 LONGEST_SIDE = 384
 """Of a picture in the page, pixels: one size for the gallery and for the large view."""
@@ -42,7 +42,7 @@ class Found:
         object_box: int 4, pixels.
         proposals: int K x 4 in order of rank.
         part_boxes: int n x 4, the chosen parts.
-        fallback: of the selection of parts (see `opam.parts.Selection`).
+        fallback: of the selection of parts (see `opam.method.parts.Selection`).
     """
 
     path: str
@@ -105,7 +105,7 @@ def candidate_table(
         object_box: int 4, pixels.
         boxes: int K x 4, the proposals in order of rank.
         params: what a candidate must fulfil.
-        fallback: which rule was relaxed (see `opam.parts.Selection`).
+        fallback: which rule was relaxed (see `opam.method.parts.Selection`).
 
     Returns:
         A row a candidate, highest score first: ``rank, x0, y0, x1, y1, iou`` and ``inside``

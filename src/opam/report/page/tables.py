@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opam.artifacts import BOX, GT_BOX
-from opam.fusion import FUSED, branch_shares
-from opam.metrics import box_iou
+from opam.evaluation.metrics import box_iou
+from opam.method.fusion import FUSED, branch_shares
+from opam.pipeline.artifacts import BOX, GT_BOX
 
 
 def class_accuracy(

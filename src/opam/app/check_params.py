@@ -1,0 +1,196 @@
+"""Check a whole parameter file: every section by its type, and the sections against each other.
+
+Run: ``python -m opam.app.check_params [FILE]``. The stage ``check_params`` also looks at what
+the parameters name: photographs, weights, layers of the backbone.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opam.engine.scoring import Scoring
+from opam.engine.training.freezing import freeze_until
+from opam.engine.training.params import PatchTrainingParams, TrainingParams
+from opam.evaluation.metrics import EvaluationParams
+from opam.method.alignment import SINGLE_PART, AlignmentParams
+from opam.method.colocalization import ColocalizationParams
+from opam.method.filtering import FilterParams
+from opam.method.fusion import FusionParams
+from opam.method.objects import ObjectParams
+from opam.method.parts import PartParams
+from opam.method.probes import ProbeParams
+from opam.method.proposals import ProposalParams
+from opam.method.saliency import SaliencyParams
+from opam.networks.backbones.backbone import Backbone, BackboneParams, penultimate_convolution
+from opam.photographs.datasets import DatasetParams
+from opam.photographs.preparation import PrepareParams
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.environment import ENVIRONMENT
+from opam.pipeline.errors import OpamError, run
+from opam.pipeline.outside import check_photographs_path, check_weights_path
+from opam.pipeline.params import SECTIONS, params_path, read_yaml, section_of
+from opam.systems.baselines import BaselineParams
+from opam.systems.systems import create_system, read_method
+
+TYPES: dict[str, Any] = {
+    "seed": int,
+    "execution": ExecutionParams,
+    "dataset": DatasetParams,
+    "prepare": PrepareParams,
+    "backbone": BackboneParams,
+    "training": dict,
+    "proposals": ProposalParams,
+    "filternet": TrainingParams,
+    "scoring": Scoring,
+    "filter": FilterParams,
+    "classnet": PatchTrainingParams,
+    "saliency": SaliencyParams,
+    "colocalization": ColocalizationParams,
+    "objects": ObjectParams,
+    "parts": PartParams,
+    "alignment": AlignmentParams,
+    "objectnet": TrainingParams,
+    "partnet": TrainingParams,
+    "probes": ProbeParams,
+    "mirrored": bool,
+    "fusion": FusionParams,
+    "evaluation": EvaluationParams,
+    "baselines": dict[str, BaselineParams],
+}
+
+
+RAW = Path("data/raw.zip")
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Read every section of ``path``.
+
+    Returns:
+        The sections by name, each of its type.
+
+    Raises:
+        OpamError: naming everything that is wrong, a line each.
+    """
+    content = read_yaml(path)
+    found: dict[str, Any] = {}
+    with told_together() as attempt:
+        for section in SECTIONS:
+            with attempt():
+                found[section] = section_of(content, section, TYPES[section], path)
+        for name, baseline in found.get("baselines", {}).items():
+            with attempt():
+                read_method(name, baseline.system, baseline.method, path)
+        if {"parts", "alignment"} <= found.keys():
+            with attempt():
+                _check_clusters(found["parts"], found["alignment"], path)
+    return found
+
+
+Attempt = Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def told_together() -> Iterator[Attempt]:
+    """Yield what collects the `OpamError` of a with-block; at the end one error tells them all."""
+    problems: list[str] = []
+
+    @contextmanager
+    def attempt() -> Iterator[None]:
+        try:
+            yield
+        except OpamError as error:
+            problems.append(str(error))
+
+    yield attempt
+    if problems:
+        raise OpamError("\n       ".join(dict.fromkeys(problems)))
+
+
+def _check_clusters(parts: PartParams, alignment: AlignmentParams, path: Path) -> None:
+    if parts.n_parts == 1 and alignment.clusters > 1 and alignment.similarity == "contrast":
+        raise OpamError(f"{path}: {SINGLE_PART}")
+    if alignment.clusters > parts.n_parts:
+        raise OpamError(
+            f"{path}: alignment.clusters is {alignment.clusters}, and a photograph has "
+            f"{parts.n_parts} parts (parts.n_parts); lower the one or raise the other"
+        )
+
+
+def check_outside(params: dict[str, Any]) -> None:
+    """Look for the photographs and weights that parameters name.
+
+    Args:
+        params: what `check` read.
+
+    Raises:
+        OpamError: one is not there, or DVC would not see whether it changes; all, a line each.
+    """
+    weights = {"backbone.weights": params["backbone"].weights}
+    for name, baseline in params["baselines"].items():
+        if baseline.backbone is not None:
+            weights[f"baselines.{name}.backbone.weights"] = baseline.backbone.weights
+        if second := baseline.method.get("second_weights"):
+            weights[f"baselines.{name}.method.second_weights"] = second
+    with told_together() as attempt:
+        with attempt():
+            check_photographs_path(params["dataset"].path, RAW)
+        for name, value in weights.items():
+            with attempt():
+                check_weights_path(name, value, ENVIRONMENT)
+
+
+def check_networks(params: dict[str, Any], path: Path) -> None:
+    """Build every network without its weights: what parameters name in it must be there.
+
+    Args:
+        params: what `check` read.
+        path: of the parameter file, for errors.
+
+    Raises:
+        OpamError: no such backbone, layer or convolution, or a system that the
+            backbone cannot serve; all of them, a line each.
+    """
+    with told_together() as attempt:
+        with attempt():
+            backbone = Backbone(params["backbone"].name).eval()
+            with attempt():
+                side = params["colocalization"].input_size
+                with torch.inference_mode():
+                    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+                    backbone.feature_maps(images, params["colocalization"].layer)
+            with attempt():
+                penultimate_convolution(backbone, params["alignment"].convolution)
+            for name in ("filternet", "classnet", "objectnet", "partnet"):
+                with attempt():
+                    freeze_until(backbone, params[name].frozen_until, name)
+        for name, baseline in params["baselines"].items():
+            with attempt():
+                _check_baseline(name, baseline, params["backbone"], path)
+
+
+def _check_baseline(
+    name: str, baseline: BaselineParams, shared: BackboneParams, path: Path
+) -> None:
+    method = {**baseline.method}
+    if baseline.system == "bcnn":
+        method["second_weights"] = "none"
+    backbone = Backbone((baseline.backbone or shared).name)
+    settings = read_method(name, baseline.system, method, path)
+    create_system(baseline.system, backbone, 2, settings)
+    for step in ("classifier_training", "training"):
+        training = getattr(baseline, step)
+        if training is not None:
+            freeze_until(backbone, training.frozen_until, f"baselines.{name}.{step}")
+
+
+def main() -> None:
+    """Check the file named on the command line, or the project's."""
+    check(Path(sys.argv[1]) if len(sys.argv) > 1 else params_path())
+
+
+if __name__ == "__main__":
+    run(main)

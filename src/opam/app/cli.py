@@ -1,0 +1,161 @@
+"""The command ``opam``.
+
+What draws the help needs no torch: every command imports what it runs by itself.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opam.pipeline import errors
+from opam.pipeline.errors import OpamError
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class Device(StrEnum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Bundle = Annotated[Path, typer.Option(help="what the stage export_bundle wrote")]
+OnDevice = Annotated[Device, typer.Option(help="where the networks run")]
+
+BUNDLE = Path("data/bundle")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"opam {version('opam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def opam(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="tell the version")
+    ] = False,
+) -> None:
+    """Object, parts and class of photographs, by a model trained on image labels alone.
+
+    The pipeline that trains it runs by `dvc repro`; see README.md.
+    """
+
+
+@app.command(rich_help_panel="With a trained bundle")
+def predict(
+    photographs: Annotated[list[Path], typer.Argument(help="photographs, or folders of them")],
+    bundle: Bundle = BUNDLE,
+    out: Annotated[
+        Path | None, typer.Option(help="results: .csv, .jsonl or .parquet; else CSV is printed")
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="folder for drawings of object and parts")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="classes a photograph")] = 5,
+    device: OnDevice = Device.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
+) -> None:
+    """Label photographs: class, probabilities of every branch, object and parts.
+
+    A photograph that cannot be read gets a row with the error; all others are done, and the
+    exit code is 1.
+    """
+    from opam.app.classifier import Classifier
+    from opam.app.predict import find_photographs, summary, table_of, write_rows
+    from opam.app.predict import predict as rows_of
+
+    if out is not None and out.suffix not in FORMATS:
+        raise OpamError(f"{out}: cannot tell the format; end it in {', '.join(FORMATS)}")
+    paths, left_out = find_photographs(photographs)
+    if left_out:
+        print(f"left out: {summary(left_out)}", file=sys.stderr)
+    rows = list(rows_of(Classifier.load(bundle, device.value), paths, top, overlay, quiet))
+    if out is None:
+        print(table_of(rows).to_csv(index=False), end="")
+    else:
+        write_rows(out, rows)
+    broken = [row for row in rows if row["error"]]
+    for row in broken:
+        print(f"error: {row['error']}", file=sys.stderr)
+    if broken:
+        raise OpamError(f"{len(broken)} of {len(rows)} photographs could not be read")
+
+
+@app.command(rich_help_panel="With a trained bundle")
+def serve(
+    bundle: Bundle = BUNDLE,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; 0.0.0.0 lets others in, without a password")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    device: OnDevice = Device.auto,
+    max_megabytes: Annotated[
+        int, typer.Option(min=1, max=1000, help="larger photographs are refused")
+    ] = 20,
+) -> None:
+    """Show a page in the browser that labels one photograph after the other."""
+    from opam.app.serve.app import serve as run
+
+    run(bundle, host, port, device.value, max_megabytes)
+
+
+@app.command("export-onnx", rich_help_panel="With a trained bundle")
+def export_onnx(
+    bundle: Bundle = BUNDLE,
+    out: Annotated[Path, typer.Option(help="folder of the files")] = Path("data/onnx"),
+) -> None:
+    """Write the networks as ONNX: uint8 images in, logits out."""
+    from opam.app.onnx_export import export_onnx as export
+
+    for path in export(bundle, out):
+        print(path)
+
+
+@app.command(rich_help_panel="In the project's folder")
+def show(
+    image_id: Annotated[str, typer.Argument(help="as in data/manifest.parquet")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="drawing to write, .png or .jpg; else named after the photograph"),
+    ] = None,
+) -> None:
+    """Draw every step of one photograph of the run in this folder."""
+    from opam.report.show import show as draw
+
+    print(draw(Path("data"), image_id, out))
+
+
+@app.command(rich_help_panel="In the project's folder")
+def params(
+    section: Annotated[
+        str | None, typer.Argument(help="a section of params.yaml, or one parameter")
+    ] = None,
+) -> None:
+    """Explain the parameters: type, range, default, and what params.yaml says."""
+    from opam.app.params_help import print_params
+
+    print_params(section)
+
+
+@app.command(rich_help_panel="In the project's folder")
+def doctor() -> None:
+    """Check this machine and this folder; exit code 1 where something must be mended."""
+    from opam.app.doctor import print_checks
+
+    print_checks()
+
+
+def main() -> None:
+    """Run the command; an `OpamError` is told in one line, exit code 1."""
+    errors.run(app)

@@ -1,0 +1,4 @@
+"""Crops ahead of the network, scoring, training.
+
+May import `opam.photographs`, `opam.networks` and `opam.pipeline`; not `opam.method`.
+"""

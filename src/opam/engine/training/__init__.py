@@ -1,0 +1,1 @@
+"""How a network is trained: parameters, sample tables, losses, the loop."""

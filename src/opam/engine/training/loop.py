@@ -1,0 +1,304 @@
+"""Training on crops: the loop that all networks of the pipeline share."""
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opam.engine.crops import TrainingCrops, load_ahead
+from opam.engine.training.freezing import freeze_batch_norm, freeze_until
+from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
+from opam.engine.training.params import TrainingParams, rate_factor
+from opam.networks.backbones.weights import state_digest
+from opam.photographs.decoding.archive import archive_of
+from opam.pipeline.artifacts import write_json
+from opam.pipeline.checkpoints import read_checkpoint, write_checkpoint
+from opam.pipeline.curves import CURVES, TIME, live_curves
+from opam.pipeline.device import ExecutionParams, autocast, fits_memory, prepare_device
+from opam.pipeline.distributed import (
+    add_up_gradients,
+    added_up,
+    even_out_statistics,
+    join,
+    launch,
+)
+from opam.pipeline.errors import OpamError
+from opam.pipeline.progress import progress
+from opam.pipeline.ranks import processes, rank
+from opam.pipeline.resume import RESUME, Fingerprint, fingerprint
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Images, labels, heads."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        history: losses and accuracies of each epoch.
+        seconds: that all epochs took, those before an interruption too.
+    """
+
+    history: list[dict[str, float]]
+    seconds: float
+
+
+def network_settings(backbone: str, params: TrainingParams) -> dict[str, Any]:
+    """What travels with a network's weights: how to build it and what to show it."""
+    return {"backbone": backbone, "input_size": params.input_size, "resize": params.resize}
+
+
+def train(
+    name: str,
+    network: torch.nn.Module,
+    epoch_samples: Callable[[int], pd.DataFrame],
+    val_samples: pd.DataFrame,
+    params: TrainingParams,
+    execution: ExecutionParams,
+    seed: int,
+    objective: Objective = CAM_OBJECTIVE,
+    curves: Path | None = None,
+) -> Trained:
+    """Train ``network`` in place; it is left as the last epoch made it.
+
+    An epoch chosen by its accuracy on val would be chosen by chance where val is small, and val's
+    probabilities, on which fusion is chosen, would flatter it.
+
+    Curves and `TIME` are written. After each epoch a checkpoint goes to ``.resume/``; a training
+    that was interrupted goes on from it if network, samples and params are the same, and ends
+    with the same bytes. With more than one of ``execution.devices`` or ``nodes`` the script starts
+    again in as many processes; only the first of them writes.
+
+    Args:
+        name: of the parameters that ``params`` are; names checkpoint and curves, too.
+        network: its ``parameter_groups()`` are "backbone" and "head".
+        epoch_samples: sample table of an epoch, 0-based.
+        val_samples: sample table that each epoch is measured on.
+        params: schedule, sizes and rates.
+        execution: device, threads, workers.
+        seed: of order and augmentation.
+        objective: losses in training and on val.
+        curves: folder of the curves; ``data/curves/NAME`` when not given.
+
+    Raises:
+        OpamError: the loss is not finite, or the GPU's memory does not suffice.
+    """
+    launch(execution)
+    device = prepare_device(execution)
+    join(device)
+    network.to(device)
+    network.to(memory_format=cast(Any, torch.channels_last))
+    if execution.compile:
+        cast(Any, network).backbone.compile()
+    frozen = freeze_until(cast(Any, network).backbone, params.frozen_until, name)
+    optimizer = _optimizer(network, params, device)
+    first = epoch_samples(0)
+    inputs = _inputs(network, first, val_samples, params, seed)
+
+    checkpoint = RESUME / f"{name}.pt"
+    history: list[dict[str, float]] = []
+    seconds = 0.0
+    if saved := read_checkpoint(checkpoint, inputs):
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history, seconds = saved["history"], saved["seconds"]
+        _say(f"{name}: resumed behind epoch {len(history)}")
+
+    steps = math.ceil(len(first) / params.batch_size)
+    curves = curves or CURVES / name
+    with live_curves(name, curves, history, execution.tensorboard) as log:
+        for epoch in range(len(history), params.epochs):
+            started = time.monotonic()
+            torch.manual_seed(seed * 100_003 + epoch + 10_007 * rank())
+            table = epoch_samples(epoch)
+            order = np.random.default_rng([seed, epoch]).permutation(len(table))
+            crops = TrainingCrops(
+                table.iloc[order], params.input_size, params.resize, (seed, epoch), params.min_area
+            )
+            network.train()
+            frozen.eval()
+            if params.frozen_batch_norm:
+                freeze_batch_norm(cast(Any, network).backbone)
+            batches = _batches(crops, params.batch_size, execution.workers, device)
+            shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
+            row = _epoch(name, network, optimizer, objective, shown, epoch * steps, table, params)
+            even_out_statistics(network)
+            row["val_loss"], row["val_accuracy"] = evaluate(
+                network, val_samples, params, execution, device, objective.validation
+            )
+            history.append(row)
+            log(row)
+            seconds += time.monotonic() - started
+            _say(f"{name}: " + _line(epoch, row))
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            done = {"inputs": inputs, "history": history, "seconds": seconds}
+            write_checkpoint(checkpoint, state | done)
+    write_json(curves / TIME, {"training_seconds": seconds})
+    return Trained(history, seconds)
+
+
+def _optimizer(network: Any, params: TrainingParams, device: torch.device) -> torch.optim.Optimizer:
+    groups = network.parameter_groups()
+    return torch.optim.SGD(
+        [
+            {"params": groups["backbone"], "factor": 1.0},
+            {"params": groups["head"], "factor": params.head_rate_factor},
+        ],
+        lr=params.rate,
+        momentum=params.momentum,
+        weight_decay=params.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+def _epoch(
+    name: str,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    batches: Iterable[Batch],
+    first: int,
+    table: pd.DataFrame,
+    params: TrainingParams,
+) -> dict[str, float]:
+    """A pass over the crops of ``table``; ``first`` is the iteration of its first batch.
+
+    Returns:
+        Mean loss and accuracy (0..1) in training.
+
+    Raises:
+        OpamError: the loss is not finite, or the GPU's memory does not suffice.
+    """
+    total, correct, count = 0.0, 0.0, len(table)
+    iterations = params.epochs * math.ceil(count / params.batch_size)
+    for batch, (images, labels, heads) in enumerate(batches):
+        factor = rate_factor(first + batch, iterations, params)
+        for group in optimizer.param_groups:
+            group["lr"] = params.rate * group["factor"] * factor
+        size = min(params.batch_size, count - batch * params.batch_size)
+        value, right = 0.0, 0.0
+        if len(labels):  # a process's share of the last batch may be empty
+            with fits_memory(f"{name}.batch_size", params.batch_size, params.input_size):
+                with autocast(images.device):
+                    loss, hit = objective.training(network, images, labels, heads, params)
+                share = len(labels) / size
+                (loss * share).backward()
+            value, right = loss.item() * share, hit.sum().item()
+        value, right = added_up(value, right, device=images.device)
+        if not math.isfinite(value):
+            raise OpamError(
+                f"{name}.rate: {params.rate} made the loss infinite; lower it, or "
+                f"{name}.head_rate_factor"
+            )
+        add_up_gradients(network)
+        optimizer.step()
+        optimizer.zero_grad()
+        total += value * size
+        correct += right
+    return {"train_loss": total / count, "train_accuracy": correct / count}
+
+
+@torch.no_grad()
+def evaluate(
+    network: torch.nn.Module,
+    table: pd.DataFrame,
+    params: TrainingParams,
+    execution: ExecutionParams,
+    device: torch.device,
+    losses: Losses,
+) -> tuple[float, float]:
+    """Mean loss and accuracy (0..1) of centred crops."""
+    network.eval()
+    crops = TrainingCrops(table, params.input_size, params.resize, None)
+    plain = params.model_copy(update={"label_smoothing": 0.0})
+    loss, correct = 0.0, 0.0
+    for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, device):
+        if not len(labels):
+            continue
+        memory = fits_memory("execution.batch_size", execution.batch_size, params.input_size)
+        with memory, autocast(device):
+            batch_loss, right = losses(network, images, labels, heads, plain)
+        loss += batch_loss.item() * len(labels)
+        correct += right.sum().item()
+    loss, correct = added_up(loss, correct, device=device)
+    return loss / len(table), correct / len(table)
+
+
+def _batches(
+    crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    for batch in load_ahead(_Batches(crops, batch_size, device.type == "cuda"), workers):
+        images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
+        yield images, labels, heads
+
+
+class _Batches:
+    """Crops in batches, in order: uint8 B x 3 x S x S, channels last; int64 labels; int64 heads.
+
+    Of every batch this process's share: with n processes each n-th crop.
+    """
+
+    def __init__(self, crops: TrainingCrops, size: int, pinned: bool) -> None:
+        self.crops = crops
+        self.size = size
+        self.pinned = pinned
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.crops) / self.size)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
+        rows = range(number * self.size, min((number + 1) * self.size, len(self.crops)))
+        rows = rows[rank() :: processes()]
+        side = self.crops.input_size
+        # Filled by NumPy: torch would start threads of its own beside those of the network.
+        pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+        labels, heads = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+        for place, row in enumerate(rows):
+            crop, labels[place], heads[place] = self.crops[row]
+            pixels[place] = crop.permute(1, 2, 0).numpy()
+        batch = (torch.from_numpy(each) for each in (pixels, labels, heads))
+        images, *targets = (each.pin_memory() if self.pinned else each for each in batch)
+        return images.permute(0, 3, 1, 2), *targets
+
+
+def _inputs(
+    network: torch.nn.Module,
+    first: pd.DataFrame,
+    val: pd.DataFrame,
+    params: TrainingParams,
+    seed: int,
+) -> Fingerprint:
+    """What a checkpoint must agree with to be resumed."""
+    tables = {
+        name: hashlib.sha256(
+            pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes()
+        ).hexdigest()
+        for name, table in {"training samples": first, "val samples": val}.items()
+    }
+    archives = {archive_of(path) for path in [*first["path"], *val["path"]]}
+    return fingerprint(
+        *map(Path, sorted(filter(None, archives))),
+        params,
+        seed=seed,
+        **{"the weights to begin with": state_digest(network)},
+        **tables,
+    )
+
+
+def _say(line: str) -> None:
+    """One line on stderr, of all processes together."""
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _line(epoch: int, row: dict[str, float]) -> str:
+    return f"epoch {epoch + 1}, " + ", ".join(f"{k} {v:.4f}" for k, v in row.items())

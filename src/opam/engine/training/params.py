@@ -1,0 +1,75 @@
+"""How a network is trained: the parameters, and the learning rate they make."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from opam.pipeline.params import Params
+
+
+class TrainingParams(Params):
+    """One network's training."""
+
+    epochs: int = Field(ge=1, description="passes over the samples; the last is kept")
+    batch_size: int = Field(16, ge=1, description="crops a step")
+    input_size: int = Field(224, ge=32, le=2048, description="side of a crop, pixels")
+    resize: int = Field(
+        256, ge=32, le=2048, description="side a box is scaled to before input_size of it is shown"
+    )
+    min_area: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="area of a training crop, over that of input_size in resize, is drawn evenly "
+        "from here to 1; lower: sizes vary more, and a small set is learned by heart later",
+    )
+    rate: float = Field(1e-4, gt=0, description="learning rate of the backbone")
+    head_rate_factor: float = Field(1.0, gt=0, description="rate of the linear layer over rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of stochastic gradient descent")
+    weight_decay: float = Field(5e-4, ge=0, description="of stochastic gradient descent")
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="step: x0.1 every step_iterations; cosine: to zero at the end"
+    )
+    step_iterations: int = Field(
+        25_000, ge=1, description="schedule step: iterations from one cut of the rate to the next"
+    )
+    warmup_iterations: int = Field(0, ge=0, description="rate rises linearly from zero")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a target that is spread evenly over all classes"
+    )
+    frozen_batch_norm: bool = Field(
+        False,
+        description="batch norm keeps the pretrained statistics; serves small sets of photographs "
+        "like those of the pretraining",
+    )
+    frozen_until: str | None = Field(
+        None,
+        description="module of the backbone up to which, and with which, nothing is trained, such "
+        "as blocks.3; faster, and enough for small sets of photographs like those of the "
+        "pretraining; null: all is trained",
+    )
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "TrainingParams":
+        if self.resize < self.input_size:
+            raise ValueError("resize must be at least input_size")
+        return self
+
+
+class PatchTrainingParams(TrainingParams):
+    """ClassNet's training: whole photographs and kept patches."""
+
+    patches_per_image: int = Field(
+        0, ge=0, description="kept patches of an image drawn anew in each epoch; 0: all of them"
+    )
+
+
+def rate_factor(iteration: int, iterations: int, params: TrainingParams) -> float:
+    """The learning rate at ``iteration`` of ``iterations`` over ``params.rate``, 0..1."""
+    if iteration < params.warmup_iterations:
+        return (iteration + 1) / params.warmup_iterations
+    if params.schedule == "step":
+        return float(0.1 ** (iteration // params.step_iterations))
+    after = iteration - params.warmup_iterations
+    return 0.5 * (1 + math.cos(math.pi * after / max(1, iterations - params.warmup_iterations)))

@@ -1,0 +1,13 @@
+"""What an answer costs."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def gflops(work: Callable[[], object]) -> float:
+    """Billions of floating-point operations of ``work`` (a multiply and an add are two)."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9

@@ -1,0 +1,63 @@
+"""Object extraction (paper, section III-B): the box around the largest salient region."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from scipy import ndimage
+
+from opam.pipeline.params import Params
+
+Box = tuple[int, int, int, int]
+
+
+class ObjectParams(Params):
+    """What is salient."""
+
+    map: Literal["colocalization", "cam"] = Field(
+        "colocalization",
+        description="colocalization: what the photographs share (see docs/method.md); "
+        "cam: the class activation map alone, as in the paper",
+    )
+    threshold: float = Field(
+        0.15, ge=0, le=1, description="salient is at least so much of the map's range"
+    )
+
+
+def chosen_map(cam: np.ndarray, common: np.ndarray | None, params: ObjectParams) -> np.ndarray:
+    """The map that ``params.map`` names; of a co-localization map the object's side, above 0.
+
+    Args:
+        cam: float h x w.
+        common: float h x w, which may be None where the map is the cam.
+        params: which of them.
+    """
+    return cam if params.map == "cam" or common is None else np.maximum(common, 0)
+
+
+def find_object(saliency: np.ndarray, threshold: float) -> tuple[Box, str]:
+    """The object box and where it comes from.
+
+    Args:
+        saliency: float H x W, 0..1.
+        threshold: pixels of at least this saliency are salient.
+
+    Returns:
+        x0, y0, x1, y1 (half-open, pixels) around the largest 8-connected salient region, by
+        pixels, the first in reading order among equals; and "none", or "whole_image" where
+        the map says nothing and the box is the whole photograph.
+    """
+    height, width = saliency.shape
+    if saliency.max(initial=0) <= 0:
+        return (0, 0, width, height), "whole_image"
+    regions, count = ndimage.label(saliency >= threshold, structure=np.ones((3, 3)))
+    if count == 0:
+        return (0, 0, width, height), "whole_image"
+    pixels = np.bincount(regions.ravel())[1:]
+    rows, columns = ndimage.find_objects(regions)[int(pixels.argmax())]
+    return (columns.start, rows.start, columns.stop, rows.stop), "none"
+
+
+def object_box(saliency: np.ndarray, threshold: float) -> Box:
+    """The box of `find_object`."""
+    return find_object(saliency, threshold)[0]

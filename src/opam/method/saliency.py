@@ -1,0 +1,119 @@
+"""Saliency (paper, section III-B): the class activation map of Zhou et al. (CVPR 2016)."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from opam.pipeline.params import Params
+
+
+class SaliencyParams(Params):
+    """How a photograph is looked at, and how fine the merged map is."""
+
+    input_size: int = Field(224, ge=32, le=2048, description="side of a crop in pixels")
+    map_size: int = Field(32, ge=4, le=512, description="cells a side of the merged map")
+
+
+CROP_FRACTION = 224 / 256
+"""Side of a crop over side of the photograph, in the paper."""
+
+CONSTANT = 1e-6
+"""A map whose range is at most this share of its greatest absolute value is constant."""
+
+
+def ten_crops() -> tuple[np.ndarray, list[bool]]:
+    """Corners and centre of a photograph, and their mirrors.
+
+    Returns:
+        float64 10 x 4 boxes x0, y0, x1, y1 in 0..1 of the photograph's sides, and which of
+        them are mirrored.
+    """
+    margin = 1 - CROP_FRACTION
+    corners = [(0, 0), (margin, 0), (0, margin), (margin, margin), (margin / 2, margin / 2)]
+    boxes = np.array([(x, y, x + CROP_FRACTION, y + CROP_FRACTION) for x, y in corners])
+    return np.tile(boxes, (2, 1)), [False] * len(boxes) + [True] * len(boxes)
+
+
+def class_activation_map(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """``M_c = sum_u w_u^c f_u`` (paper, section III-B).
+
+    Args:
+        features: float C x h x w, the maps under global average pooling.
+        weights: float C, the linear layer's weights of class c.
+
+    Returns:
+        float32 h x w; its mean is the class's logit without bias.
+    """
+    return np.einsum("chw,c->hw", features, weights, dtype=np.float64).astype(np.float32)
+
+
+def merge_views(
+    cams: Sequence[np.ndarray], boxes: np.ndarray, mirrored: Sequence[bool], size: int
+) -> np.ndarray:
+    """The mean of several views' maps on one grid over the whole photograph.
+
+    Args:
+        cams: one float h x w map a view.
+        boxes: V x 4, each view's place in 0..1.
+        mirrored: which views were mirrored before the network saw them.
+        size: cells a side of the grid.
+
+    Returns:
+        float32 size x size; cells that no view covers hold the least value.
+    """
+    total = np.zeros((size, size))
+    count = np.zeros((size, size))
+    for cam, box, mirror in zip(cams, boxes, mirrored, strict=True):
+        x0, y0, x1, y1 = np.rint(np.asarray(box) * size).astype(int)
+        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+        view = np.ascontiguousarray(cam[:, ::-1] if mirror else cam, dtype=np.float32)
+        total[y0:y1, x0:x1] += cv2.resize(view, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+        count[y0:y1, x0:x1] += 1
+    seen = count > 0
+    merged = np.full((size, size), (total[seen] / count[seen]).min())
+    merged[seen] = total[seen] / count[seen]
+    return merged.astype(np.float32)
+
+
+def merged_cam(
+    features: np.ndarray, logits: np.ndarray, weights: np.ndarray, size: int
+) -> tuple[int, np.ndarray]:
+    """The class that all of a photograph's `ten_crops` together ask for, and its merged map.
+
+    Args:
+        features: float 10 x C x h x w, a network's maps of each crop.
+        logits: float 10 x classes.
+        weights: float classes x C, of the linear layer.
+        size: cells a side of the map.
+
+    Returns:
+        The predicted label, and float32 size x size.
+    """
+    boxes, mirrored = ten_crops()
+    label = int(logits.mean(0).argmax())
+    cams = [class_activation_map(view, weights[label]) for view in features]
+    return label, merge_views(cams, boxes, mirrored, size)
+
+
+def to_image(cam: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale a map to the photograph (bilinear) and its values to 0..1.
+
+    Args:
+        cam: float h x w.
+        height: of the photograph, pixels.
+        width: of the photograph, pixels.
+
+    Returns:
+        float32 height x width, least value 0 and greatest 1; all 0 where the map is constant
+        or not finite.
+    """
+    scaled = cv2.resize(
+        np.asarray(cam, dtype=np.float32), (int(width), int(height)), interpolation=cv2.INTER_LINEAR
+    )
+    low, high = float(scaled.min()), float(scaled.max())
+    # Interpolation of equal values rounds; that noise must not be stretched to 0..1.
+    if not np.isfinite(high - low) or high - low <= CONSTANT * max(abs(low), abs(high)):
+        return np.zeros_like(scaled)
+    return (scaled - low) / (high - low)

@@ -1,1 +1,0 @@
-"""Networks: backbones and what stands on them."""

@@ -1,0 +1,1 @@
+"""The pretrained backbone: its maps, its weights, the layers that training leaves alone."""

@@ -1,0 +1,97 @@
+"""A backbone under global average pooling and a linear layer: its class activation map is exact."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from opam.networks.backbones.backbone import Backbone, penultimate_convolution
+from opam.networks.backbones.weights import read_weights, write_weights
+
+
+class CamNetwork(nn.Module):
+    """Backbone, global average pooling, linear layer (Zhou et al., CVPR 2016).
+
+    Args:
+        backbone: images to feature maps.
+        classes: number of classes C.
+        heads: number of linear layers on the same features. PartNet has one for each cluster
+            of parts, every other network one.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, heads: int = 1) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = classes
+        self.heads = heads
+        self.head = nn.Linear(backbone.channels, heads * classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 B x 3 x H x W images to logits, float B x heads x C."""
+        pooled = self.backbone(images).mean((2, 3))
+        return self.head(pooled).view(-1, self.heads, self.classes)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What is pretrained, and the linear layers."""
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "head": list(self.head.parameters()),
+        }
+
+    def neuron_responses(self, images: torch.Tensor, module: str) -> torch.Tensor:
+        """Spatial means of the rectified output of a module of the backbone's body.
+
+        Args:
+            images: uint8 B x 3 x H x W.
+            module: second name of `opam.networks.backbones.backbone.penultimate_convolution`.
+
+        Returns:
+            float B x neurons.
+        """
+        return self.backbone.feature_maps(images, module).clamp(min=0).mean((2, 3))
+
+    def neuron_weights(self, name: str | None) -> tuple[torch.Tensor, str]:
+        """Weight vectors of the penultimate convolution, and the module that gives responses."""
+        convolution, module = penultimate_convolution(self.backbone, name)
+        return self.backbone.body.get_submodule(convolution).weight.detach().flatten(1), module
+
+
+def write_network(path: Path, network: CamNetwork, settings: dict[str, Any]) -> None:
+    """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
+    header = {**settings, "classes": network.classes, "heads": network.heads}
+    write_weights(path, network, header)
+
+
+def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
+    """Load a network and its settings, in evaluation mode, channels last.
+
+    Raises:
+        OpamError: missing, damaged, or not written by `write_network`.
+    """
+
+    def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> CamNetwork:
+        classes, heads = settings["classes"], settings["heads"]
+        if "pooling" in settings:  # the probes', whose layers may have the same sizes
+            raise ValueError(f"it pools by {settings['pooling']}, which gives no CAM")
+        # Its size comes from the tensors, which are there, before any memory is asked for.
+        if classes < 1 or heads < 1 or classes * heads != len(state["head.bias"]):
+            raise ValueError(f"{heads} x {classes} classes do not fit its weights")
+        return CamNetwork(Backbone(settings["backbone"]), classes, heads)
+
+    network, settings = read_weights(path, build, "network")
+    return network.to(memory_format=torch.channels_last), settings
+
+
+def with_heads(network: CamNetwork, heads: int) -> CamNetwork:
+    """The same network with its (only) linear layer copied ``heads`` times."""
+    copy = CamNetwork(network.backbone, network.classes, heads)
+    copy.load_state_dict(
+        {
+            name: value.repeat(heads, *[1] * (value.ndim - 1))
+            if name.startswith("head.")
+            else value
+            for name, value in network.state_dict().items()
+        }
+    )
+    return copy

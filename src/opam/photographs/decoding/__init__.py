@@ -1,0 +1,1 @@
+"""Photographs as pixels: archives, formats, samples of any depth."""

@@ -1,0 +1,58 @@
+"""Other systems on the same data: how one is trained."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch.nn.functional import cross_entropy
+
+from opam.engine.training.objectives import Objective
+from opam.engine.training.params import TrainingParams
+from opam.networks.backbones.backbone import BackboneParams
+from opam.pipeline.params import Params
+
+
+class BaselineParams(Params):
+    """One system, and how it is trained."""
+
+    system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"] = Field(
+        description="what is trained; see docs/tuning.md"
+    )
+    backbone: BackboneParams | None = Field(None, description="null: the backbone of all others")
+    method: dict[str, Any] = Field({}, description="what differs from the system's own defaults")
+    classifier_training: TrainingParams | None = Field(
+        None, description="a first step with the backbone frozen: bcnn's; null: none"
+    )
+    training: TrainingParams
+
+    @model_validator(mode="after")
+    def _two_steps_are_of_bcnn(self) -> "BaselineParams":
+        if self.classifier_training is not None and self.system != "bcnn":
+            raise ValueError(f"classifier_training is a step of bcnn, not of {self.system}")
+        return self
+
+
+def _training_losses(
+    network: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    _heads: torch.Tensor,
+    params: TrainingParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    loss, logits = network.loss(images, labels, params.label_smoothing)
+    return loss, logits.argmax(1) == labels
+
+
+def _validation_losses(
+    network: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    _heads: torch.Tensor,
+    _params: TrainingParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = network(images).logits.float()
+    return cross_entropy(logits, labels), logits.argmax(1) == labels
+
+
+SYSTEM_OBJECTIVE = Objective(_training_losses, _validation_losses)
+"""A system's own loss in training, cross-entropy of its prediction on val."""
