@@ -92,7 +92,17 @@ def versions(script: Path) -> set[str]:
     systems = {f"opam.systems.{name}" for name in SYSTEMS} if script.stem == BASELINE else set()
     for module in loaded(script) | systems:
         found |= graph().find_modules_directly_imported_by(module) & {*PACKAGES}
+        found |= _through_libraries(module)
     return {f"versions.{package}" for package in found}
+
+
+def _through_libraries(module: str) -> set[str]:
+    return {
+        name.name
+        for node in ast.walk(ast.parse(_path(module).read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "opam.pipeline.libraries"
+        for name in node.names
+    }
 
 
 def sections(script: Path) -> set[str]:

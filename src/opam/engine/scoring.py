@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 import torch
 from torch.nn.functional import conv2d
-from torchvision.ops import roi_align
 
 from opam.engine.crops import PhotographCrops, centre_boxes, load_ahead
 from opam.networks.cam_network import CamNetwork
 from opam.photographs.decoding.images import read_image
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
 from opam.pipeline.errors import OpamError
+from opam.pipeline.libraries import torchvision
 from opam.pipeline.progress import progress
 
 Scoring = Literal["exact", "shared"]
@@ -167,7 +167,7 @@ def pooled_probabilities(
         maps = network.backbone(image[None]).float()
         # The head is linear, and so is pooling: after it there are fewer maps to pool.
         scored = conv2d(maps, network.head.weight[:, :, None, None], network.head.bias)
-        bins = roi_align(
+        bins = torchvision.ops.roi_align(
             scored.float(), [boxes], POOLED, maps.shape[3] / image.shape[2], SAMPLES, aligned=True
         )
     logits = bins.mean((2, 3)).view(-1, network.heads, network.classes)

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
-from torchvision.ops import box_iou
 
 from opam.networks.backbones.backbone import Backbone, pretrained_and_new
 from opam.pipeline.errors import OpamError
+from opam.pipeline.libraries import torchvision
 from opam.pipeline.params import Params
 from opam.systems.prediction import Prediction
 
@@ -133,7 +133,7 @@ def best_apart(
         score, best = left.max(1)
         found.append(score > mean if chosen else torch.ones_like(score, dtype=torch.bool))
         chosen.append(torch.where(found[-1], best, chosen[0] if chosen else best))
-        overlap = box_iou(boxes[best], boxes) > max_overlap
+        overlap = torchvision.ops.box_iou(boxes[best], boxes) > max_overlap
         left = left.masked_fill(overlap, -torch.inf).scatter(1, best[:, None], -torch.inf)
     return torch.stack(chosen, 1), torch.stack(found, 1).sum(1)
 

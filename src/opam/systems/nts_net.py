@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
-from torchvision.ops import box_iou
 
 from opam.networks.backbones.backbone import Backbone, pretrained_and_new
 from opam.pipeline.errors import OpamError
+from opam.pipeline.libraries import torchvision
 from opam.pipeline.params import Params
 from opam.systems.prediction import Prediction
 
@@ -146,7 +146,7 @@ def best_apart(
         excluded = torch.where(suppressed.all(1, keepdim=True), taken, suppressed)
         best = scores.masked_fill(excluded, -math.inf).argmax(1)
         taken.scatter_(1, best[:, None], True)
-        suppressed |= taken | (box_iou(boxes[best], boxes) >= max_overlap)
+        suppressed |= taken | (torchvision.ops.box_iou(boxes[best], boxes) >= max_overlap)
         chosen.append(best)
     return torch.stack(chosen, 1)
 

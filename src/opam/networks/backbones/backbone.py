@@ -3,13 +3,13 @@
 from itertools import pairwise
 from typing import Any
 
-import timm
 import torch
 from pydantic import Field
 from torch import nn
 
 from opam.networks.backbones.pretrained import pretrained_weights
 from opam.pipeline.errors import OpamError
+from opam.pipeline.libraries import timm
 from opam.pipeline.params import Params
 
 

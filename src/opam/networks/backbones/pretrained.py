@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
 from opam.pipeline.errors import OpamError, cause, one_line
+from opam.pipeline.libraries import timm
 from opam.pipeline.outside import weights_file
 from opam.pipeline.ranks import rank
 

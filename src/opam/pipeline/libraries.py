@@ -1,0 +1,53 @@
+"""timm and torchvision, loaded without torch's compiler.
+
+torchvision asks the compiler one question, and timm marks one function for it, as they are loaded;
+for that all of it is loaded: a third of the time before a stage begins to work. Here both wait
+until they are asked for.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch  # first, and whole
+
+COMPILER = ("torch._dynamo", "torch._dynamo.utils")
+
+
+class _Later(ModuleType):
+    """A stand-in whose functions load the module when what they make is called."""
+
+    __path__: list[str] = []  # noqa: RUF012  as of a package: there are modules in it
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def function(*values: Any, **named: Any) -> Any:
+            @cache
+            def found() -> Any:
+                return getattr(import_module(self.__name__), name)(*values, **named)
+
+            if not (values and callable(values[0])):
+                return found()
+            return wraps(values[0])(lambda *inner, **more: found()(*inner, **more))
+
+        return function
+
+
+def _loaded() -> tuple[Any, Any]:
+    missing = [name for name in COMPILER if name not in sys.modules]
+    sys.modules.update({name: _Later(name) for name in missing})
+    try:
+        import_module("torchvision.ops")
+        return import_module("timm"), import_module("torchvision")
+    finally:
+        for name in missing:
+            del sys.modules[name]
+
+
+timm, torchvision = _loaded()
+__all__ = ["timm", "torch", "torchvision"]

@@ -1,0 +1,28 @@
+"""timm and torchvision without torch's compiler: as quick as they can be, and whole."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import sys
+from opam.pipeline.libraries import timm, torch, torchvision
+assert "torch._dynamo" not in sys.modules, "the compiler is loaded"
+boxes = [torch.tensor([[0.0, 0.0, 4.0, 4.0]])]
+assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).shape == (1, 1, 2, 2)
+found = sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu")
+import torch._dynamo.utils
+assert found == torch._dynamo.utils.is_compile_supported("cpu")
+assert torch._dynamo.__file__, "the stand-in stayed"
+ropes = sys.modules["timm.models.naflexvit"].NaFlexRopeIterator
+assert ropes.__next__.__name__ == "__next__"
+assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch.nn.Module)
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import torch._dynamo.utils\n"])
+def test_what_they_ask_of_the_compiler_waits(before: str) -> None:
+    code = before + (CODE.replace('assert "torch._dynamo" not', "#") if before else CODE)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
