@@ -1,15 +1,34 @@
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 from small_project import Undisturbed, run_undisturbed
+from warm import Warm
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for stages that load torch before opam
+
+
+WARM = pytest.StashKey[Warm]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the Python that stages and DVC are run with, once for all workers."""
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        config.stash[WARM] = Warm()
+        os.environ["WARM_PYTHON"] = str(config.stash[WARM].folder / "python")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if WARM in config.stash:
+        config.stash[WARM].close()
 
 
 @pytest.fixture
@@ -30,8 +49,18 @@ def photographs(tmp_path: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """All stages on a few drawn birds."""
-    return run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
+    """All stages on a few drawn birds, once for all workers."""
+    together = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        together = together.parent
+    told = together / "undisturbed.json"
+    with FileLock(together / "undisturbed.lock"):
+        if not told.exists():
+            found = run_undisturbed(together / "undisturbed")
+            told.write_text(json.dumps(asdict(found), default=str))
+    found = json.loads(told.read_text())
+    folders = {name: Path(found[name]) for name in ("folder", "untouched")}
+    return Undisturbed(**found | folders)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
-from small_project import ROOT, small_params
+from small_project import PYTHON, ROOT, small_params
 
 from opam.method.fusion import BRANCHES, FUSED, PROBE, fuse_named
 from opam.photographs.duplicates import COLUMNS
@@ -153,7 +152,7 @@ def write_figures(data: Path) -> None:
 def report(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the stage by hand in ``folder``."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "stages/report.py")],
+        [PYTHON, str(ROOT / "stages/report.py")],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,

@@ -17,6 +17,8 @@ from opam.app.preset import laid_over
 ROOT = Path(__file__).parents[1]
 KEPT = {".gitignore", "package", "timm", "none"}
 """Files of data/photographs and data/weights that git keeps."""
+PYTHON = os.environ.get("WARM_PYTHON", sys.executable)
+"""Starts at once (`warm`), where pytest has started it."""
 LOCK = "requirements.lock"
 BASELINES = ("finetune", "bcnn")
 STAGES = [
@@ -48,7 +50,8 @@ def small_params() -> dict:
     params = preset("defaults")
     params["dataset"]["synthetic_birds"] |= {"train_per_class": 4, "test_per_class": 2}
     params["prepare"]["val_fraction"] = 0.5
-    params["proposals"]["max_boxes"] = 10
+    params["backbone"] = {"name": "mobilenetv3_small_050", "weights": "none"}
+    params["proposals"] |= {"mode": "single", "max_side": 96, "max_boxes": 10}
     params["fusion"]["folds"] = 2
     params["filter"]["threshold"] = 0.05
     params["execution"] |= {"shard_size": 4, "batch_size": 8}
@@ -60,7 +63,7 @@ def small_params() -> dict:
     params["alignment"]["similarity"] = "contrast"
     params["probes"] = {"input_size": 64, "part_size": 48, "views": 2}
     params["saliency"] |= {"input_size": 64}
-    params["colocalization"] |= {"input_size": 64}
+    params["colocalization"] |= {"layer": None, "input_size": 64}
     return params
 
 
@@ -114,11 +117,12 @@ def script(stage: str) -> list[str]:
     name, *entry = stage.split("@")
     if name.startswith("train_") and not entry:
         name, entry = "train_network", [name.removeprefix("train_")]
-    return [sys.executable, f"stages/{name}.py", *entry]
+    return [PYTHON, f"stages/{name}.py", *entry]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    folders = dict.fromkeys(str(Path(each).parent) for each in (PYTHON, sys.executable))
+    paths = os.pathsep.join([*folders, os.environ["PATH"]])
     return {
         **os.environ,
         "PATH": paths,
@@ -134,7 +138,7 @@ def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    done = call(folder, sys.executable, "-m", "dvc", *arguments)
+    done = call(folder, PYTHON, "-m", "dvc", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -163,7 +167,7 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 def run_undisturbed(folder: Path) -> Undisturbed:
     """All stages once, under DVC."""
-    process = start(project(folder), sys.executable, "-m", "dvc", "repro")
+    process = start(project(folder), PYTHON, "-m", "dvc", "repro")
     assert process.stdout is not None
     started, output = {}, []
     for line in process.stdout:

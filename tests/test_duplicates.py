@@ -3,7 +3,6 @@
 import io
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image, ImageEnhance
-from small_project import preset
+from small_project import PYTHON, preset
 
 from opam.photographs.datasets.synthetic_birds import draw_bird
 from opam.photographs.descriptors import Descriptor, describe
@@ -211,7 +210,7 @@ def prepare(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("fetch_data", "prepare"):
         done = subprocess.run(
-            [sys.executable, str(ROOT / f"stages/{name}.py")],
+            [PYTHON, str(ROOT / f"stages/{name}.py")],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from small_project import (
     BASELINES,
+    PYTHON,
     STAGES,
     Undisturbed,
     call,
@@ -212,7 +212,7 @@ def test_bad_params_stop_with_one_line(
     path.write_text(yaml.safe_dump(params))
     environment = {**os.environ, "OPAM_PARAMS": str(path)}
     done = subprocess.run(
-        [sys.executable, f"stages/{stage}.py"],
+        [PYTHON, f"stages/{stage}.py"],
         cwd=repro,
         env=environment,
         capture_output=True,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from small_project import (
+    PYTHON,
     STAGES,
     Undisturbed,
     call,
@@ -38,7 +39,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 def killed_in(folder: Path, stage: str, after: float, *options: str) -> bool:
     """Run up to a stage and kill everything ``after`` seconds into it; False: it was done."""
     mend(folder)
-    process = start(folder, sys.executable, "-m", "dvc", "repro", stage, *options)
+    process = start(folder, PYTHON, "-m", "dvc", "repro", stage, *options)
     assert process.stdout is not None
     output = []
     for line in process.stdout:
@@ -82,7 +83,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
 
 def mend(folder: Path) -> str:
     """What `make repro` does before `dvc repro`."""
-    done = call(folder, sys.executable, "-m", "opam.app.mend")
+    done = call(folder, PYTHON, "-m", "opam.app.mend")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -101,7 +102,7 @@ def test_files_that_dvc_left_half_written_are_mended(tmp_path: Path, in_git: boo
             subprocess.run([*identity, *command], cwd=folder, check=True)
     lock.write_text(whole[: whole.rindex("md5:") + 2])
     running.write_text('{"write": {"')
-    refused = call(folder, sys.executable, "-m", "dvc", "repro", "fetch_data")
+    refused = call(folder, PYTHON, "-m", "dvc", "repro", "fetch_data")
     assert refused.returncode != 0
     told = mend(folder)
     assert "dvc.lock: half-written" in told
@@ -174,7 +175,7 @@ def test_finished_shards_are_kept(
     (finished / "data" / artifact).unlink()
     kill_when(finished, stage, f"{work}/*-[48].parquet")
     assert not (finished / "data" / artifact).exists()
-    done = call(finished, sys.executable, f"stages/{stage}.py")
+    done = call(finished, PYTHON, f"stages/{stage}.py")
     assert done.returncode == 0, done.stderr
     resumed = re.search(rf"{work}: resumed behind piece (\d+)", done.stderr)
     assert resumed is not None
@@ -198,10 +199,10 @@ def test_training_goes_on_behind_its_last_epoch(undisturbed: Undisturbed, finish
 
 def test_a_second_repro_is_refused_while_one_runs(tmp_path: Path) -> None:
     folder = project(tmp_path / "twice")
-    first = start(folder, sys.executable, "-m", "dvc", "repro", "fetch_data")
+    first = start(folder, PYTHON, "-m", "dvc", "repro", "fetch_data")
     assert first.stdout is not None
     assert any(line.startswith("Running stage") for line in first.stdout)
-    second = call(folder, sys.executable, "-m", "dvc", "repro", "fetch_data")
+    second = call(folder, PYTHON, "-m", "dvc", "repro", "fetch_data")
     output = first.stdout.read()
     assert first.wait() == 0, output
     assert second.returncode != 0
@@ -215,7 +216,7 @@ def test_a_stage_is_refused_while_it_still_runs(finished: Path) -> None:
     params = yaml.safe_load((finished / "params.yaml").read_text())
     params["filternet"]["epochs"] = 1000
     (finished / "params.yaml").write_text(yaml.safe_dump(params))
-    command = script("train_filternet")
+    command = [sys.executable, *script("train_filternet")[1:]]  # itself, not one that asks
     first = start(finished, *command)
     lock = finished / ".resume/train_network@filternet.lock"
     while not (lock.exists() and lock.read_text().strip() == str(first.pid)):

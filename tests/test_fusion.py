@@ -1,6 +1,5 @@
 import math
 import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_project import ROOT
+from small_project import PYTHON, ROOT
 
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import (
@@ -236,14 +235,14 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     params = {"seed": 0, "fusion": {"rule": rule, "scores": "networks"}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     write_manifest(tmp_path, images, labels, images["image_id"])
-    subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+    subprocess.run([PYTHON, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
     write_manifest(tmp_path, images, labels, ["one"] * 20 + ["other"] * 20 + ["test"] * 20)
-    subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+    subprocess.run([PYTHON, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
     assert len(read_json(tmp_path / "data/fusion.json")["folds"]) == 2  # not 5: one a group
     write_manifest(tmp_path, images, labels, ["one"] * 60)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "stages/fuse.py")],
+        [PYTHON, str(ROOT / "stages/fuse.py")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -252,7 +251,7 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     assert done.returncode == 1
     assert "the 40 val images are all of one group" in done.stderr
     write_manifest(tmp_path, images, labels, images["image_id"])
-    subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+    subprocess.run([PYTHON, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
     fusion = read_json(tmp_path / "data/fusion.json")
     assert fusion["rule"] == rule
@@ -279,7 +278,7 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
     ):
         params["fusion"] = {"rule": rule, "scores": scores}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-        subprocess.run([sys.executable, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
+        subprocess.run([PYTHON, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
         weights = read_json(tmp_path / "data/fusion.json")["weights"]
         assert sorted(weights[FUSED]) == sorted(known)
         # The probe of the whole photograph is the one that knows.

@@ -2,7 +2,6 @@
 
 import struct
 import subprocess
-import sys
 import tarfile
 import unicodedata
 import zipfile
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 from scipy.io import savemat
-from small_project import preset
+from small_project import PYTHON, preset
 from test_datasets import lay_out_cub200, lay_out_stanford_cars, photograph
 
 from opam.photographs.datasets import Dataset, DatasetName, read
@@ -447,7 +446,7 @@ def run_stages(folder: Path, source: str, **dataset: object) -> subprocess.Compl
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("fetch_data", "prepare"):
-        script = [sys.executable, str(ROOT / f"stages/{name}.py")]
+        script = [PYTHON, str(ROOT / f"stages/{name}.py")]
         done = subprocess.run(script, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             break

@@ -1,14 +1,13 @@
 """Photographs and weights outside the project: found, seen by DVC, or told how to be written."""
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from small_project import call, git_commit, project
+from small_project import PYTHON, call, git_commit, project
 
 from opam.app.check_params import check, check_networks
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
@@ -128,7 +127,7 @@ def test_an_experiment_in_a_folder_of_its_own_stops_with_a_line(tmp_path: Path) 
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "birds/wren").mkdir(parents=True)
     git_commit(folder)
-    done = call(folder, sys.executable, "-m", "dvc", "exp", "run", "--temp", "fetch_data")
+    done = call(folder, PYTHON, "-m", "dvc", "exp", "run", "--temp", "fetch_data")
     assert done.returncode != 0
     assert f"write -S dataset.path={folder}/birds" in done.stdout + done.stderr
 
@@ -189,7 +188,7 @@ def test_repro_stops_at_the_check(tmp_path: Path) -> None:
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["alignment"]["convolution"] = "nowhere"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    done = call(folder, sys.executable, "-m", "dvc", "repro")
+    done = call(folder, PYTHON, "-m", "dvc", "repro")
     assert done.returncode != 0
     assert "alignment.convolution: no convolution 'nowhere'" in done.stderr
     assert "Traceback" not in done.stderr

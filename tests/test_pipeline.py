@@ -3,7 +3,6 @@
 import copy
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
+from small_project import PYTHON
 from stand_in import PARAMS, STAGES, lay_out
 
 from opam.systems.systems import SYSTEMS
@@ -138,7 +138,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data/photographs/a.jpg").write_text("a")
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere/b.jpg").write_text("b")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
+    subprocess.run([PYTHON, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
     return folder
 
 

@@ -1,7 +1,6 @@
 """Manifest, splits and bad photographs."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from small_project import preset
+from small_project import PYTHON, preset
 
 from opam.photographs.descriptors import Descriptor
 from opam.photographs.preparation import (
@@ -131,7 +130,7 @@ def test_the_stages_stop_or_record_what_they_skip(tmp_path: Path, on_bad_image: 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
 
     def stage(name: str) -> subprocess.CompletedProcess[str]:
-        script = [sys.executable, str(ROOT / f"stages/{name}.py")]
+        script = [PYTHON, str(ROOT / f"stages/{name}.py")]
         return subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert stage("fetch_data").returncode == 0

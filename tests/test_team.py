@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from small_project import PYTHON
 from stand_in import ARTIFACTS, STAGES, lay_out
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *arguments]
+    command = [PYTHON, "-m", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
