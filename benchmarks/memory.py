@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from project import ROOT, copy_project, environment
 
-from opam.app.preset import laid_over
+from opam.pipeline.presets import laid_over
 
 SIZES = (250, 1000, 4000)
 MAPS = ("propose_patches", "score_patches", "extract_saliency", "select_parts")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from opam.app.preset import laid_over
+from opam.pipeline.presets import laid_over
 
 ROOT = Path(__file__).parents[1]
 KEPT = {".gitignore", "package", "timm", "none"}

@@ -12,12 +12,12 @@ from PIL import Image
 from small_project import preset
 
 from opam.app.check_params import check
-from opam.app.preset import laid_over
 from opam.app.preset import main as preset_main
 from opam.engine.training.params import PatchTrainingParams
 from opam.photographs.datasets import PUBLISHED
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import NETWORKS, read_params
+from opam.pipeline.presets import laid_over
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 from made_up_run import make_up_run
-from small_project import ROOT
+from small_project import ROOT, preset
 
-from opam.evaluation.lineage import commit
+from opam.evaluation.lineage import COLUMNS, LOOKS, commit
 from opam.pipeline.artifacts import read_table, write_csv
 from opam.pipeline.errors import OpamError
 from opam.report import summary
@@ -85,7 +85,7 @@ def test_the_summary_names_all_branches_on_a_narrow_terminal(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_preset_is_known_wherever_its_photographs_lie(path: Path) -> None:
-    params = yaml.safe_load(path.read_text())
+    params = preset(path.stem)
     params["dataset"]["path"] = "/elsewhere"
     params["execution"]["threads"] = 7
     assert preset_of(params, ROOT / "presets") == f"preset `{path.stem}`"
@@ -103,6 +103,12 @@ def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| bcnn | 25.0% |" in text
     assert "| original + object + part | 50.0% | 40.0% to 60.0% |" in text
     assert "2 classes (photographs: 2 train, 0 val, 4 test)" in text
+    assert "counts 0 results" in text
+    look = ["0" * 64, "opam", "c0ffee", "ab", "0123abc", "0.5"]
+    write_csv(LOOKS, pd.DataFrame([look, ["1" * 64, *look[1:]]], columns=COLUMNS))
+    text = results_text()
+    assert "counts 1 results" in text
+    assert "| 1 | opam | c0ffee | 0123abc | 50.0% |" in text
 
 
 def test_the_page_shows_an_ablation_of_the_same_params_alone(

@@ -1,77 +1,12 @@
-"""Lay a preset over the defaults: ``python -m opam.app.preset NAME`` writes params.yaml.
+"""Lay a preset over the defaults: ``python -m opam.app.preset NAME`` writes params.yaml."""
 
-A preset holds what differs from presets/defaults.yaml, whose comments are kept.
-"""
-
-import io
-import re
 import sys
-from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from opam.app.check_params import check
 from opam.pipeline.artifacts import atomic
-from opam.pipeline.errors import OpamError, cause, run
+from opam.pipeline.errors import OpamError, run
 from opam.pipeline.params import params_path
-
-PRESETS = Path("presets")
-DEFAULTS = "defaults"
-TAG = "tag:yaml.org,2002:"
-WIDTH = 1000
-"""No line is broken: a section of one line is one parameter beside the other."""
-
-
-def laid_over(defaults: Path, preset: Path) -> str:
-    """The parameter file that ``preset`` makes of ``defaults``, as text.
-
-    Raises:
-        OpamError: one of the files is missing or no YAML.
-    """
-    yaml = YAML()
-    yaml.width = WIDTH
-    for kind, name in ((type(None), "null"), (float, "float")):
-        yaml.representer.add_representer(
-            kind, lambda to, value, name=name: to.represent_scalar(f"{TAG}{name}", _scalar(value))
-        )
-    content = _read(yaml, defaults)
-    _lay_over(content, _read(YAML(typ="safe"), preset))
-    # What stands at the top of a file says what it is for.
-    if heading := _read(yaml, preset).ca.comment:
-        content.ca.comment = [None, heading[1]]
-    text = io.StringIO()
-    yaml.dump(content, text)
-    return text.getvalue()
-
-
-def _read(yaml: YAML, path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise OpamError(f"{path}: not found; there is {known or 'none beside it'}") from None
-    except (OSError, ValueError, YAMLError) as error:
-        raise OpamError(f"{path}: not valid YAML ({cause(error)}); correct the file") from None
-
-
-def _scalar(value: float | None) -> str:
-    """As every YAML reader takes it: 1e-05 would be text to most."""
-    return "null" if value is None else re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
-
-
-def _lay_over(content: CommentedMap, changes: dict[str, Any]) -> None:
-    for name, value in changes.items():
-        if not isinstance(value, dict):
-            content[name] = value
-            continue
-        if not isinstance(content.get(name), dict):
-            content[name] = CommentedMap()
-            if not any(isinstance(each, dict) for each in value.values()):
-                content[name].fa.set_flow_style()  # one line
-        _lay_over(content[name], value)
+from opam.pipeline.presets import DEFAULTS, PRESETS, laid_over
 
 
 def main() -> None:
@@ -79,7 +14,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise OpamError("python -m opam.app.preset NAME: give the name of a file in presets/")
     preset = PRESETS / f"{sys.argv[1]}.yaml"
-    text = laid_over(PRESETS / f"{DEFAULTS}.yaml", preset)
+    text = laid_over(DEFAULTS, preset)
     with atomic(params_path()) as temporary:
         temporary.write_text(text, encoding="utf-8")
         check(temporary)

@@ -120,6 +120,13 @@ def section_of(content: Any, section: str, kind: type[T], path: Path) -> T:
         raise OpamError(f"{path}: " + "; ".join(lines)) from None
 
 
+def resolved(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What `read_yaml` read from ``path``, with `SHARED` in each section that it acts in."""
+    return {
+        name: _filled(name, own, content, path) for name, own in content.items() if name != SHARED
+    }
+
+
 def _remedy(section: str) -> str:
     if section == SHARED:
         return (

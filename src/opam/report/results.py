@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from scipy.stats import t
 
-from opam.evaluation.lineage import commit
+from opam.evaluation.lineage import LOOKS, PHOTOGRAPHS, commit, looks_at
 from opam.pipeline.artifacts import atomic, read_json, read_table, write_json
 from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.errors import OpamError, run
-from opam.pipeline.params import params_path, read_params, read_yaml
+from opam.pipeline.params import params_path, read_params, read_yaml, resolved
+from opam.pipeline.presets import DEFAULTS, PRESETS, laid_over
 from opam.report.page.tables import fusion_weights
 from opam.report.tables import SYSTEM_COLUMNS, branch_cells, location_cells, system_cells
 
 DATA = Path("data")
-PRESETS = Path("presets")
 RESULTS = Path("docs/results.md")
 ABLATION = Path("benchmarks/ablation.json")
 ON_VAL = " on val"
@@ -85,6 +86,7 @@ def _mean(shares: np.ndarray, style: str) -> str:
 
 def compared(params: dict[str, Any]) -> dict[str, Any]:
     """What the figures depend on: not where the photographs lie, nor on what machine it runs."""
+    params = resolved(params, params_path())
     return {**params, "dataset": {**params["dataset"], "path": None}, "execution": None}
 
 
@@ -143,7 +145,8 @@ With nothing changed, each branch, each pair, all with equal weights, and all wi
 def preset_of(params: dict[str, Any], presets: Path) -> str:
     """The preset that params.yaml is, whatever path and execution are, or that it is none."""
     for path in sorted(presets.glob("*.yaml")):
-        if compared(read_yaml(path)) == compared(params):
+        preset = yaml.safe_load(laid_over(presets / DEFAULTS.name, path))
+        if compared(preset) == compared(params):
             return f"preset `{path.stem}`"
     return "params of its own"
 
@@ -155,6 +158,23 @@ def hardware() -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{execution.threads} of {os.cpu_count()} cores ({platform.machine()}), no GPU"
+
+
+def looks_text(photographs: str) -> str:
+    """The looks at the test split of these photographs, by their SHA-256, that are on record."""
+    looks = looks_at(photographs)
+    rows = [
+        [str(number), row["system"], row["configuration"], row["commit"], f"{row['accuracy']:.1%}"]
+        for number, row in enumerate(looks.to_dict("records"), start=1)
+    ]
+    return f"""
+## Looks at test
+
+{LOOKS} counts {len(looks)} results on the test split of these photographs; a configuration is the
+digest of all parameters.
+
+{markdown_table(["look", "system", "configuration", "commit", "accuracy"], rows)}
+"""
 
 
 def results_text() -> str:
@@ -219,6 +239,7 @@ Share of test photographs in which a part of each cluster holds the named locati
 
 {markdown_table(*location_cells(locations))}
 """
+    text += looks_text(read_json(PHOTOGRAPHS)["sha256"])
     rows = ablation_rows(ABLATION, measured(params, manifest))
     return text + ablation_text(rows) if rows else text
 
