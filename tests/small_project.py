@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -44,6 +45,16 @@ def preset(name: str) -> dict:
     """The parameters that a preset makes of the defaults."""
     presets = ROOT / "presets"
     return yaml.safe_load(laid_over(presets / "defaults.yaml", presets / f"{name}.yaml"))
+
+
+def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Each parameter by its dotted name."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    found = {}
+    for key, value in content.items():
+        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
+    return found
 
 
 def small_params() -> dict:

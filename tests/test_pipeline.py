@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
-from small_project import PYTHON
+from small_project import PYTHON, leaves
 from stand_in import PARAMS, STAGES, lay_out
 
 from opam.systems.systems import SYSTEMS
@@ -20,15 +20,6 @@ BASELINES = [f"train_baseline@{name}" for name in PARAMS["baselines"]]
 FIRST = ["check_params", "record_environment"]
 """They look at every parameter, and what they write stays the same unless networks differ."""
 ALL = [stage for stage in STAGES if stage not in FIRST]
-
-
-def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix: content}
-    found = {}
-    for key, value in content.items():
-        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
-    return found
 
 
 FROM_CLASSNET = [

@@ -4,12 +4,11 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
-from small_project import preset
+from small_project import leaves, preset
 
 from opam.app.check_params import check
 from opam.app.preset import main as preset_main
@@ -48,15 +47,6 @@ def test_a_preset_makes_a_whole_file_and_the_readme_names_it(path: Path, tmp_pat
         assert leaves(content)[name] == value
     assert made.read_text().startswith(path.read_text().splitlines()[0])
     assert "seed: 0 # of order" in made.read_text()
-
-
-def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix: content}
-    found = {}
-    for key, value in content.items():
-        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
-    return found
 
 
 def test_laying_over_keeps_numbers_numbers_and_comments(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import grimp
 import pytest
 import yaml
+from rooms import ORDER
 from stage_deps import BASELINE, code, declared_params, is_code, sections, versions
 
 from opam.pipeline.params import NETWORKS
@@ -20,18 +21,6 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 TRAINED = {f"train_{name}": name for name in NETWORKS}
 
-ROOMS = [
-    "pipeline",
-    "networks",
-    "photographs",
-    "method",
-    "engine",
-    "systems",
-    "evaluation",
-    "report",
-    "app",
-]
-"""In this order: a room imports only those before it."""
 SHOWN = {"report", "app"}
 """Rooms that no stage that computes imports; these stages only pack, draw, compare or check."""
 SHOWING = {"check_params", "draw_examples", "export_bundle", "compare", "report"}
@@ -151,10 +140,10 @@ def room_of(module: str) -> str:
 
 def test_rooms_import_only_those_before_them() -> None:
     graph = grimp.build_graph("opam", cache_dir=None, exclude_type_checking_imports=True)
-    assert {room_of(module) for module in graph.modules} - {""} == set(ROOMS)
+    assert {room_of(module) for module in graph.modules} - {""} == set(ORDER)
     for module in graph.modules - {"opam"}:
         for imported in graph.find_modules_directly_imported_by(module) - {"opam"}:
-            own, other = ROOMS.index(room_of(module)), ROOMS.index(room_of(imported))
+            own, other = ORDER.index(room_of(module)), ORDER.index(room_of(imported))
             assert other <= own, f"{module} imports {imported}"
             assert {room_of(module), room_of(imported)} != {"method", "engine"}, module
 
