@@ -1,4 +1,19 @@
-"""Part alignment (paper, section III-D): which of a photograph's parts show the same thing."""
+"""Part alignment (paper, section III-D): which of a photograph's parts show the same thing.
+
+Neurons u, v of the penultimate convolution are alike as their weights w are,
+
+    S(u, v) = w_u . w_v / (|w_u| |w_v|),
+
+and fall into m clusters by spectral clustering on S. A part belongs to the cluster of the greatest
+sum of activations.
+
+>>> clusters = cluster_neurons(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2, seed=0)
+>>> clusters.tolist()
+[0, 0, 1]
+>>> activations = np.array([[0.1, 0.2, 0.9], [0.8, 0.7, 0.1]])  # of two parts
+>>> assign_parts(activations, clusters).tolist()
+[1, 0]
+"""
 
 from typing import Literal
 

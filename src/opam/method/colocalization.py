@@ -7,6 +7,18 @@ training photographs (Wei et al., "Unsupervised object discovery and co-localiza
 descriptor transforming", Pattern Recognition 2019). The projection on it is a map of the
 object. Of its two signs, that of the photographs' borders is the background's: people put the
 object inside.
+
+With the vectors' mean m and first principal component v (of length 1):
+
+    M(x, y) = (f(x, y) - m) . v
+
+>>> bird = np.zeros((2, 3, 3))
+>>> bird[0, 1, 1], bird[1] = 4.0, 1.0
+>>> mean, component = principal_component([bird, bird])
+>>> project(bird, mean, component).round(1)
+array([[-0.4, -0.4, -0.4],
+       [-0.4,  3.6, -0.4],
+       [-0.4, -0.4, -0.4]], dtype=float32)
 """
 
 from collections.abc import Iterable

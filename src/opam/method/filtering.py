@@ -1,4 +1,12 @@
-"""Patch filtering (paper, section III-A): keep the patches that show the photograph's class."""
+"""Patch filtering (paper, section III-A): keep the patches that show the photograph's class.
+
+Of a photograph of class c the patches p are kept of which FilterNet says
+
+    P(c | p) >= threshold.
+
+>>> keep(np.array([0.99, 0.4]), threshold=0.95)
+array([ True, False])
+"""
 
 import numpy as np
 from pydantic import Field

@@ -6,6 +6,16 @@ both together leave one. So by default probabilities are multiplied, each to a p
 logarithmic opinion pool; Genest and Zidek, "Combining Probability Distributions", Statistical
 Science 1986). The powers are weights and temperatures in one: a network trained with label
 smoothing is less sure than it is right, and gets a greater one.
+
+With the probabilities p_b of the branches b, and weights w_b:
+
+    mean: p = sum over b of w_b p_b;  product: p proportional to the product of p_b^(w_b)
+
+>>> bill, wing = [[0.5, 0.5, 0.0]], [[0.0, 0.5, 0.5]]  # each leaves two species
+>>> fuse(np.array([bill, wing]), [1.0, 1.0], "product").round(2).tolist()
+[[0.0, 1.0, 0.0]]
+>>> fuse(np.array([bill, wing]), [0.5, 0.5], "mean").tolist()
+[[0.25, 0.5, 0.25]]
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,14 @@
-"""Object extraction (paper, section III-B): the box around the largest salient region."""
+"""Object extraction (paper, section III-B): the box around the largest salient region.
+
+Of a map M, 0..1, the largest connected region in which
+
+    M(x, y) >= threshold.
+
+>>> saliency = np.zeros((6, 8))
+>>> saliency[1:4, 3:7] = 0.9
+>>> object_box(saliency, threshold=0.2)
+(3, 1, 7, 4)
+"""
 
 from typing import Literal
 

@@ -16,6 +16,11 @@ The maximum is exact. Every quantity is an inclusion-exclusion sum over intersec
 which are boxes again; their saliency comes from one integral image. So all pairs are scored in
 a few array operations; larger subsets fix their first n - 2 parts and score those pairs that
 complete them and whose bound allows for the maximum.
+
+>>> saliency = np.ones((20, 20))
+>>> halves = np.array([[2, 2, 10, 18], [8, 2, 18, 18], [10, 2, 18, 18]])
+>>> select_parts(saliency, [2, 2, 18, 18], halves).indices
+(0, 2)
 """
 
 from collections.abc import Callable, Iterator, Sequence

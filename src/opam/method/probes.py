@@ -6,6 +6,18 @@ covariance for all, which is drawn to a multiple of the identity (Friedman, "Reg
 Discriminant Analysis", JASA 1989). It is computed, not trained: the same photographs give the same
 answer. What the covariance should know is how much a class varies, so every box is seen several
 times, cut a little differently each time.
+
+With the classes' means m_c, their common covariance S and a shrinkage a, the logits of x are, but
+for a scale,
+
+    x . W m_c - m_c . W m_c / 2,  W = ((1 - a) S + a (trace S / D) I)^-1
+
+>>> generator = np.random.default_rng(0)
+>>> labels = np.repeat([0, 1], 20)
+>>> features = generator.normal(3.0 * labels[:, None, None], size=(40, 3, 2))  # three views each
+>>> probe = fit_probe(features, labels, classes=2, seed=0)
+>>> (np.array([[0.0, 0.0], [3.0, 3.0]]) @ probe.weights.T + probe.bias).argmax(1).tolist()
+[0, 1]
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,13 @@
-"""Saliency (paper, section III-B): the class activation map of Zhou et al. (CVPR 2016)."""
+"""Saliency (paper, section III-B): the class activation map of Zhou et al. (CVPR 2016).
+
+Of the feature maps f_u under the global average and the linear layer's weights w_u^c of class c:
+
+    M_c(x, y) = sum over u of w_u^c f_u(x, y)
+
+>>> features = np.array([[[0.0, 1.0]], [[2.0, 0.0]]])
+>>> class_activation_map(features, weights=np.array([1.0, 0.25]))
+array([[0.5, 1. ]], dtype=float32)
+"""
 
 from collections.abc import Sequence
 
