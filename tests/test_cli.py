@@ -100,6 +100,11 @@ def test_params_tells_range_default_and_value(
     assert "default 0.2; now 0.15" in call("params", "parts.min_iou")
     assert "must be given; one: bcnn" in call("params", "baselines.NAME.system")
     assert "of bcnn: " in call("params", "baselines")
+    Path("params.yaml").write_text("training: {rate: 0.5}\nclassnet: {rate: 0.25}\n")
+    assert "default 0.0001; now 0.5" in call("params", "training.rate")
+    assert "default training.rate; now 0.25" in call("params", "classnet.rate")
+    assert "default training.rate\n" in call("params", "partnet.rate")
+    assert "default training.rate\n" in call("params", "baselines.NAME.training.rate")
 
 
 def test_params_fits_80_columns() -> None:

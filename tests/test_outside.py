@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_told_before_anything_is_computed(tmp_path: Path, n
         *sections, leaf = dotted.split(".")
         inner = params
         for section in sections:
-            inner = inner[section]
+            inner = inner.setdefault(section, {})
         inner[leaf] = value
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params))
@@ -175,7 +175,7 @@ def test_everything_that_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
     params = copy.deepcopy(PARAMS)
     params["colocalization"]["layer"] = "one"
     params["filternet"]["frozen_until"] = "two"
-    params["baselines"]["ap_cnn"]["training"]["frozen_until"] = "three"
+    params["baselines"]["ap_cnn"]["training"] = {"frozen_until": "three"}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params))
     with pytest.raises(OpamError, match=r"(?s)'one'.*'two'.*'three'"):

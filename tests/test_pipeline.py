@@ -222,6 +222,7 @@ BUNDLED = ["export_bundle", "compare"]
 FUSED = ["fuse", "evaluate", "draw_examples", "report", *BUNDLED]
 
 CODE: dict[str, list[str]] = {
+    "__init__": [],
     "app/bundle": BUNDLED,
     "app/classifier": ["compare"],
     "app/": [],

@@ -14,8 +14,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from opam.app.check_params import TYPES
+from opam.engine.training.params import TrainingParams
 from opam.pipeline.errors import OpamError
-from opam.pipeline.params import SECTIONS, params_path, read_yaml
+from opam.pipeline.params import NETWORKS, SECTIONS, SHARED, STEPS, params_path, read_yaml
 from opam.systems.systems import SYSTEMS, method_params
 
 ANY = "NAME"
@@ -57,9 +58,11 @@ class Parameter:
 def parameters() -> Iterator[Parameter]:
     """Every parameter of every section, in the order of `opam.pipeline.params.SECTIONS`."""
     for section in SECTIONS:
-        kind = TYPES[section]
-        if section == "baselines":
-            yield from _fields(f"{section}.{ANY}", get_args(kind)[1])
+        kind = TrainingParams if section == SHARED else TYPES[section]
+        if section in NETWORKS:
+            yield from map(_shared, _fields(section, kind))
+        elif section == "baselines":
+            yield from map(_shared, _fields(f"{section}.{ANY}", get_args(kind)[1]))
             for system in SYSTEMS:
                 for each in _fields(f"{section}.{ANY}.method", method_params(system)):
                     yield replace(each, description=f"of {system}: {each.description}")
@@ -67,6 +70,16 @@ def parameters() -> Iterator[Parameter]:
             yield Parameter(section, type_name(kind), "", True, None, SCALARS[section])
         else:
             yield from _fields(section, kind)
+
+
+def _shared(parameter: Parameter) -> Parameter:
+    """What a network's section leaves out is that of `SHARED`."""
+    section, _, leaf = parameter.name.rpartition(".")
+    if section not in NETWORKS and not section.endswith(STEPS):
+        return parameter
+    if leaf not in TrainingParams.model_fields:
+        return parameter
+    return replace(parameter, required=False, default=f"{SHARED}.{leaf}")
 
 
 def _fields(prefix: str, kind: type[BaseModel]) -> Iterator[Parameter]:
@@ -220,8 +233,10 @@ def print_params(section: str | None, console: Console | None = None) -> None:
 
 
 def _heading(section: str, path: Path) -> Text:
-    kind = TYPES[section]
+    kind = TrainingParams if section == SHARED else TYPES[section]
     described = kind.__doc__ if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    if section == SHARED:
+        described = "What all networks share; a network's own section goes first."
     if section == "baselines":
         described = f"Systems beside OPAM, an entry each; {ANY} is the entry's in {path.name}."
     text = Text(f"\n{section}", "bold")
