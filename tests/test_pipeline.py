@@ -310,9 +310,8 @@ def test_editing_code_runs_what_it_computes_for_and_rewording_runs_nothing(
         edit(stand_in / f"src/opam/{name}.py")
     assert reproduce(stand_in) == []
     edit(stand_in / "src/opam/method/parts.py")
-    ran = reproduce(stand_in)
-    assert {"select_parts", "align_parts", "train_partnet", "report"} <= {*ran}
-    assert not {"extract_objects", "train_objectnet", "train_classnet", *BASELINES} & {*ran}
+    # A stand-in gives the same again, so that what uses it has nothing to do.
+    assert {*reproduce(stand_in)} == {*CODE["method/parts"]}
     edit(stand_in / "src/opam/report/page/figures.py")
     assert reproduce(stand_in) == ["report"]
 
