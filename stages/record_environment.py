@@ -10,7 +10,7 @@ from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
 from opam.pipeline.artifacts import write_json
 from opam.pipeline.environment import ENVIRONMENT, installed_versions, tell_other_pins
-from opam.pipeline.params import read_params
+from opam.pipeline.params import params_path, read_params, section_of
 from opam.pipeline.stage import run
 
 
@@ -28,13 +28,17 @@ def main() -> None:
     shared = weights_digest(backbone)
     of_baselines = {}
     for name, entry in read_params("baselines", dict[str, dict[str, Any]]).items():
-        own, method = entry.get("backbone"), entry.get("method") or {}
+        own, method = entry.get("backbone"), entry.get("method")
         if own:
             own = read_params(f"baselines.{name}.backbone", BackboneParams)
         digests = [weights_digest(own) if own else shared]
-        if second := method.get("second_backbone"):
-            weights = method.get("second_weights", "package")
-            digests.append(weights_digest(BackboneParams(name=second, weights=weights)))
+        if isinstance(method, dict) and method.get("second_backbone"):
+            second = {
+                "name": method["second_backbone"],
+                "weights": method.get("second_weights", "package"),
+            }
+            of_second = section_of({"second": second}, "second", BackboneParams, params_path())
+            digests.append(weights_digest(of_second))
         of_baselines[name] = digests
     write_json(
         ENVIRONMENT,

@@ -73,7 +73,14 @@ def test_a_preset_that_is_not_there_or_is_wrong_leaves_the_params_as_they_are(
     for name, content, told in (
         ("nothing", None, "presets/nothing.yaml: not found; there is cub-small-cpu"),
         ("broken", "a: [", "presets/broken.yaml: not valid YAML"),
-        ("unknown", "filter: {treshold: 1}", "unknown parameter 'filter.treshold'"),
+        (
+            "unknown",
+            "filter: {treshold: 1}",
+            "presets/unknown.yaml over the defaults: unknown parameter",
+        ),
+        ("empty", "", "presets/empty.yaml: expected sections"),
+        ("list", "- a", "presets/list.yaml: expected sections"),
+        ("itself", "training: &t {epochs: *t}", "presets/itself.yaml: an anchor stands inside"),
     ):
         if content is not None:
             Path(f"presets/{name}.yaml").write_text(content)
@@ -192,3 +199,21 @@ def test_the_sheet_shows_eight_species_four_times() -> None:
         width, height = sheet.size
     assert width >= 8 * 100
     assert height >= 4 * 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": 10**30}, "seed"),
+        ({"training": {"epochs": 1, "rate": float("inf")}}, "training.rate"),
+        ({"baselines": {"a; ls": {"system": "finetune"}}}, "a; ls"),
+        ({"baselines": {"a/b": {"system": "finetune"}}}, "a/b"),
+        ({"baselines": {"b": {"system": "bcnn", "method": {"channels": 10**30}}}}, "channels"),
+    ],
+)
+def test_what_no_stage_could_use_is_told_at_once(tmp_path: Path, changes: dict, told: str) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | changes))
+    with pytest.raises(OpamError, match=re.escape(told)):
+        check(tmp_path / "params.yaml")

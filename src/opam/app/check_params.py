@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from opam.engine.scoring import Scoring
 from opam.engine.training.freezing import freeze_until
@@ -37,7 +38,7 @@ from opam.systems.baselines import BaselineParams
 from opam.systems.systems import create_system, read_method
 
 TYPES: dict[str, Any] = {
-    "seed": int,
+    "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "execution": ExecutionParams,
     "dataset": DatasetParams,
     "prepare": PrepareParams,
@@ -59,7 +60,7 @@ TYPES: dict[str, Any] = {
     "mirrored": bool,
     "fusion": FusionParams,
     "evaluation": EvaluationParams,
-    "baselines": dict[str, BaselineParams],
+    "baselines": dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], BaselineParams],
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -121,6 +121,8 @@ def type_name(annotation: Any) -> str:
         str: "text",
         NoneType: "null",
     }
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     found = []
     for kind in _alternatives(annotation):
         origin, inner = get_origin(kind), get_args(kind)

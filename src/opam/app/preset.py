@@ -17,7 +17,11 @@ def main() -> None:
     text = laid_over(DEFAULTS, preset)
     with atomic(params_path()) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        check(temporary)
+        try:
+            check(temporary)
+        except OpamError as error:
+            told = str(error).replace(str(temporary), f"{preset} over the defaults")
+            raise OpamError(told) from None
     print(f"{params_path()}: {preset} over the defaults")
 
 

@@ -54,7 +54,7 @@ STEPS = ("classifier_training", "training")
 class Params(BaseModel):
     """Base of every parameter section: immutable, unknown keys refused, no type coercion."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 T = TypeVar("T")

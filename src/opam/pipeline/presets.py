@@ -31,7 +31,10 @@ def laid_over(defaults: Path, preset: Path) -> str:
             kind, lambda to, value, name=name: to.represent_scalar(f"{TAG}{name}", _scalar(value))
         )
     content = _read(yaml, defaults)
-    _lay_over(content, _read(YAML(typ="safe"), preset))
+    try:
+        _lay_over(content, _read(YAML(typ="safe"), preset))
+    except RecursionError:
+        raise OpamError(f"{preset}: an anchor stands inside itself; write it out") from None
     # What stands at the top of a file says what it is for.
     if heading := _read(yaml, preset).ca.comment:
         content.ca.comment = [None, heading[1]]
@@ -42,12 +45,15 @@ def laid_over(defaults: Path, preset: Path) -> str:
 
 def _read(yaml: YAML, path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
         raise OpamError(f"{path}: not found; there is {known or 'none beside it'}") from None
     except (OSError, ValueError, YAMLError) as error:
         raise OpamError(f"{path}: not valid YAML ({cause(error)}); correct the file") from None
+    if not isinstance(content, dict):
+        raise OpamError(f"{path}: expected sections such as 'dataset:', found none")
+    return content
 
 
 def _scalar(value: float | None) -> str:

@@ -26,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
     """
 
     def alone() -> None:
-        with _lock("@".join([Path(sys.argv[0]).stem, *sys.argv[1:]])):
+        with _lock("@".join([Path(sys.argv[0]).stem, *sys.argv[1:]]).replace("/", "_")):
             tell_other_versions()
             try:
                 main()

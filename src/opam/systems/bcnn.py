@@ -36,6 +36,7 @@ class BcnnParams(Params):
     channels: int | None = Field(
         None,
         ge=2,
+        le=65_536,
         description="width to which a 1 x 1 convolution reduces each stream; null: as they are, "
         "as published",
     )
