@@ -13,8 +13,6 @@ from typing import Any
 
 import yaml
 
-from opam.pipeline.presets import laid_over
-
 ROOT = Path(__file__).parents[1]
 KEPT = {".gitignore", "package", "timm", "none"}
 """Files of data/photographs and data/weights that git keeps."""
@@ -43,6 +41,9 @@ class Undisturbed:
 
 def preset(name: str) -> dict:
     """The parameters that a preset makes of the defaults."""
+    # Here: where only tests of a GPU run, there is no ruamel.yaml.
+    from opam.pipeline.presets import laid_over
+
     presets = ROOT / "presets"
     return yaml.safe_load(laid_over(presets / "defaults.yaml", presets / f"{name}.yaml"))
 
