@@ -64,7 +64,8 @@ if name == "record_environment":
     shared += params["backbone"]["name"]
     weights = {{"shared": shared, "baselines": dict.fromkeys(params["baselines"], [shared])}}
     lock = open("requirements.lock").read()
-    versions = dict(line.split("==") for line in lock.split())
+    pins = dict(line.split("==") for line in lock.split())
+    versions = {{name: pins[name] for name in {[*PACKAGES]}}}
     environment = {{"versions": versions, "weights": weights}}
     pathlib.Path("data/environment.json").write_text(json.dumps(environment))
     sys.exit()
