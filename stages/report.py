@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from opam.evaluation.lineage import lineage, looks_at
+from opam.evaluation.lineage import lineage, looks_at, tracked_params
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import branch_answers
 from opam.method.objects import ObjectParams
@@ -42,31 +42,6 @@ TRAINING, PATCHES = 12, 60
 """Training photographs that are shown, and patches of each."""
 BINS = 20
 """Of the histograms."""
-
-
-def shown_params() -> dict[str, Any]:
-    """Every section of the parameters that decides what is computed."""
-    return {
-        "seed": read_params("seed", int),
-        "dataset": read_params("dataset", dict),
-        "prepare": read_params("prepare", dict),
-        "backbone": read_params("backbone", dict),
-        "proposals": read_params("proposals", dict),
-        "filternet": read_params("filternet", dict),
-        "scoring": read_params("scoring", str),
-        "filter": read_params("filter", dict),
-        "classnet": read_params("classnet", dict),
-        "saliency": read_params("saliency", dict),
-        "colocalization": read_params("colocalization", dict),
-        "objects": read_params("objects", dict),
-        "parts": read_params("parts", dict),
-        "alignment": read_params("alignment", dict),
-        "objectnet": read_params("objectnet", dict),
-        "partnet": read_params("partnet", dict),
-        "fusion": read_params("fusion", dict),
-        "evaluation": read_params("evaluation", dict),
-        "baselines": read_params("baselines", dict),
-    }
 
 
 def read_plot_data(name: str) -> list[dict[str, Any]]:
@@ -104,7 +79,7 @@ def read_answers(fusion: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Write data/report/: index.html and what it loads when needed."""
-    params = shown_params()
+    params = tracked_params()
     classes = read_json(DATA / "classes.json")
     fusion = read_json(DATA / "fusion.json")
     clusters = read_json(DATA / "neuron_clusters.json")

@@ -18,7 +18,6 @@ KEPT = {".gitignore", "package", "timm", "none"}
 """Files of data/photographs and data/weights that git keeps."""
 PYTHON = os.environ.get("WARM_PYTHON", sys.executable)
 """Starts at once (`warm`), where pytest has started it."""
-LOCK = "requirements.lock"
 BASELINES = ("finetune", "bcnn")
 STAGES = [
     stage

@@ -121,6 +121,8 @@ def sections(script: Path) -> set[str]:
     }
     if ("lineage", []) in calls:
         names |= {*SECTIONS} - {"baselines"}
+    if ("tracked_params", []) in calls:
+        names |= {*SECTIONS}
     if script.stem == "prepare":
         names.discard("fusion.folds")  # it is warned where val has too few groups; no byte changes
     return names - {*UNTRACKED_SECTIONS}

@@ -175,7 +175,7 @@ def test_finished_shards_are_kept(
     (finished / "data" / artifact).unlink()
     kill_when(finished, stage, f"{work}/*-[48].parquet")
     assert not (finished / "data" / artifact).exists()
-    done = call(finished, PYTHON, f"stages/{stage}.py")
+    done = call(finished, *script(stage))
     assert done.returncode == 0, done.stderr
     resumed = re.search(rf"{work}: resumed behind piece (\d+)", done.stderr)
     assert resumed is not None

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_up_run import make_up_run, report
 from PIL import Image
 from small_project import Undisturbed, digests
@@ -485,6 +486,10 @@ def test_copies_are_in_the_page(tmp_path: Path) -> None:
     assert EVIL not in section
     assert "train/0003.jpg" in section
     assert '<a href="#copies">' in html
+    # Parameters are shown as they are, with what all networks share.
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    shown = html[html.index('<pre tabindex="0">') :].split("</pre>")[0]
+    assert yaml.safe_load(shown.split(">", 1)[1]) | {"execution": params["execution"]} == params
 
 
 def test_conflicts_come_first_and_few_copies_are_shown(tmp_path: Path) -> None:

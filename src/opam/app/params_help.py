@@ -22,6 +22,9 @@ from opam.systems.systems import SYSTEMS, method_params
 ANY = "NAME"
 """Stands for the name of an entry under ``baselines``."""
 
+KINDS = TYPES | {SHARED: TrainingParams}
+"""What each section holds; `SHARED` may leave out what every network's own section has."""
+
 OPTIONAL = "section or null"
 
 SCALARS = {
@@ -58,7 +61,7 @@ class Parameter:
 def parameters() -> Iterator[Parameter]:
     """Every parameter of every section, in the order of `opam.pipeline.params.SECTIONS`."""
     for section in SECTIONS:
-        kind = TrainingParams if section == SHARED else TYPES[section]
+        kind = KINDS[section]
         if section in NETWORKS:
             yield from map(_shared, _fields(section, kind))
         elif section == "baselines":
@@ -235,7 +238,7 @@ def print_params(section: str | None, console: Console | None = None) -> None:
 
 
 def _heading(section: str, path: Path) -> Text:
-    kind = TrainingParams if section == SHARED else TYPES[section]
+    kind = KINDS[section]
     described = kind.__doc__ if isinstance(kind, type) and issubclass(kind, BaseModel) else None
     if section == SHARED:
         described = "What all networks share; a network's own section goes first."

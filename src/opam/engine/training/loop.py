@@ -130,7 +130,7 @@ def train(
                 freeze_batch_norm(cast(Any, network).backbone)
             batches = _batches(crops, params.batch_size, execution.workers, device)
             shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
-            row = _epoch(name, network, optimizer, objective, shown, epoch * steps, table, params)
+            row = _epoch(name, network, optimizer, objective, shown, epoch, table, params)
             even_out_statistics(network)
             row["val_loss"], row["val_accuracy"] = evaluate(
                 network, val_samples, params, execution, device, objective.validation
@@ -166,11 +166,11 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     batches: Iterable[Batch],
-    first: int,
+    epoch: int,
     table: pd.DataFrame,
     params: TrainingParams,
 ) -> dict[str, float]:
-    """A pass over the crops of ``table``; ``first`` is the iteration of its first batch.
+    """A pass over the crops of ``table``, in ``batches``; the ``epoch`` is counted from 0.
 
     Returns:
         Mean loss and accuracy (0..1) in training.
@@ -179,9 +179,9 @@ def _epoch(
         OpamError: the loss is not finite, or the GPU's memory does not suffice.
     """
     total, correct, count = 0.0, 0.0, len(table)
-    iterations = params.epochs * math.ceil(count / params.batch_size)
+    steps = math.ceil(count / params.batch_size)
     for batch, (images, labels, heads) in enumerate(batches):
-        factor = rate_factor(first + batch, iterations, params)
+        factor = rate_factor(epoch * steps + batch, params.epochs * steps, params)
         for group in optimizer.param_groups:
             group["lr"] = params.rate * group["factor"] * factor
         size = min(params.batch_size, count - batch * params.batch_size)
@@ -196,8 +196,8 @@ def _epoch(
         value, right = added_up(value, right, device=images.device)
         if not math.isfinite(value):
             raise OpamError(
-                f"{name}.rate: {params.rate} made the loss infinite; lower it, or "
-                f"{name}.head_rate_factor"
+                f"{name}.rate: {params.rate} made the loss infinite in epoch {epoch + 1}; "
+                f"lower it, or {name}.head_rate_factor"
             )
         add_up_gradients(network)
         optimizer.step()
@@ -235,7 +235,7 @@ def evaluate(
 
 def _batches(
     crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> Iterator[Batch]:
     for batch in load_ahead(_Batches(crops, batch_size, device.type == "cuda"), workers):
         images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
         yield images, labels, heads
