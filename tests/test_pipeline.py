@@ -146,12 +146,12 @@ def other(value: Any) -> Any:
     return value + 1 if isinstance(value, int | float) else f"{value}-other"
 
 
-def reproduce(folder: Path) -> list[str]:
+def reproduce(folder: Path, *targets: str) -> list[str]:
     log = folder / "ran.txt"
     log.unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("EXECUTIONS", str(log))
-        Repo(folder).reproduce()
+        Repo(folder).reproduce(targets=[*targets] or None)
     return log.read_text().split() if log.exists() else []
 
 
@@ -363,9 +363,11 @@ def test_what_lies_outside_is_known_by_its_content(
     lock.write_text(lock.read_text() + "moto==2\n")
     assert reproduce(stand_in) == ["record_environment"]
     lock.write_text(lock.read_text().replace("torch==1", "torch==2"))
-    ran = reproduce(stand_in)
-    assert "train_filternet" in ran
-    assert not {"propose_patches", "select_parts", "extract_objects"} & {*ran} - {*FROM_OBJECTS}
+    # Before the rest runs: a stand-in of prepare, which uses torch, writes something else each time.
+    assert reproduce(stand_in, "record_environment") == ["record_environment"]
+    touched = {*Repo(stand_in).status()}
+    assert "train_filternet" in touched
+    assert not {"propose_patches", "select_parts", "extract_objects"} & touched
 
 
 @pytest.mark.slow
