@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import PhotographCrops, load_ahead
+from opam.engine.crops import CropBatches
+from opam.engine.forward import forward
 from opam.evaluation.metrics import visible_locations
 from opam.method.alignment import assign_parts, cluster_neurons, contrast, group_activations
 from opam.networks.cam_network import read_network
 from opam.pipeline.artifacts import BOX, read_table
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
-from opam.pipeline.progress import progress
 
 DATA = Path("data")
 HEAD = ["beak", "crown", "forehead", "left eye", "nape", "right eye", "throat"]
@@ -63,14 +64,19 @@ def main() -> None:
     network, settings = read_network(DATA / "models/classnet.safetensors")
     boxes = {image_id: table.to_numpy() for image_id, table in parts.groupby("image_id")[BOX]}
     images = manifest.loc[list(boxes)]
-    dataset = PhotographCrops(list(images["path"]), list(boxes.values()), settings["input_size"])
+    batches = CropBatches(images["path"].tolist(), list(boxes.values()), settings["input_size"], 64)
 
     neurons = {name: network.neuron_weights(name) for name in convolutions}
-    responses: dict[str | None, list[np.ndarray]] = {name: [] for name in convolutions}
-    for crops in progress(load_ahead(dataset, 2), len(dataset), "responses"):
-        for name, (_, module) in neurons.items():
-            with torch.inference_mode():
-                responses[name].append(network.neuron_responses(crops, module).numpy())
+
+    def every(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(network.neuron_responses(crops, module) for _, module in neurons.values())
+
+    found = list(forward(network, every, batches, ExecutionParams.model_validate({}), "responses"))
+    borders = np.cumsum(batches.counts)[:-1]
+    responses = {
+        name: np.split(np.concatenate(each), borders)
+        for name, each in zip(neurons, zip(*found, strict=True), strict=True)
+    }
 
     shares = head_shares(parts, read_table(DATA / "keypoints.parquet", "keypoints"))
     looked_at = (images["split"] == split).to_numpy()

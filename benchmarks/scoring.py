@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from opam.engine.crops import cut
+from opam.engine.crops import CropBatches, cut
 from opam.engine.scoring import score_crops, score_crops_shared
 from opam.networks.cam_network import CamNetwork, read_network
 from opam.photographs.decoding.images import read_image
@@ -65,7 +65,8 @@ def measure() -> list[dict[str, object]]:
     execution = ExecutionParams.model_validate({"device": "cpu", "batch_size": 64})
 
     def exact(of: list[np.ndarray]) -> np.ndarray:
-        scores = score_crops(network, paths, of, size, 1.0, execution, "exact")
+        batches = CropBatches(paths, of, size, execution.batch_size)
+        scores = score_crops(network, batches, execution, "exact")
         return np.concatenate(list(scores))[:, 0]
 
     def shared(of: list[np.ndarray]) -> np.ndarray:

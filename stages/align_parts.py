@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from opam.engine.crops import PhotographCrops, load_ahead
+from opam.engine.crops import CropBatches
+from opam.engine.forward import forward
 from opam.method.alignment import (
     AlignmentParams,
     assign_parts,
@@ -17,10 +18,10 @@ from opam.method.alignment import (
     group_activations,
 )
 from opam.networks.cam_network import read_network
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
-from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
-from opam.pipeline.progress import progress
 from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
@@ -40,17 +41,23 @@ def main() -> None:
     network, settings = read_network(CLASSNET)
     weights, module = network.neuron_weights(params.convolution)
 
-    device = prepare_device(execution)
-    network.to(device)
     boxes = {image_id: table.to_numpy() for image_id, table in parts.groupby("image_id")[BOX]}
     images = manifest.loc[list(boxes)]
-    dataset = PhotographCrops(list(images["path"]), list(boxes.values()), settings["input_size"])
-    responses = []
-    crops_of = load_ahead(dataset, execution.workers)
-    for crops in progress(crops_of, len(dataset), "alignment"):
-        with torch.inference_mode(), autocast(device):
-            found = network.neuron_responses(crops.to(device), module)
-        responses.append(found.float().cpu().numpy())
+    batches = CropBatches(
+        images["path"].tolist(),
+        list(boxes.values()),
+        settings["input_size"],
+        execution.batch_size,
+        read=Photographs(manifest, execution.decoded_gigabytes),
+    )
+
+    def responses_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
+        return (network.neuron_responses(crops, module),)
+
+    found = np.concatenate(
+        [each for (each,) in forward(network, responses_of, batches, execution, "parts")]
+    )
+    responses = np.split(found, np.cumsum(batches.counts)[:-1])
 
     if params.similarity == "contrast" and params.clusters > 1:
         of_training = np.flatnonzero(images["split"] == "train")

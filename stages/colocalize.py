@@ -10,14 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import PhotographCrops, load_ahead
-from opam.method.colocalization import ColocalizationParams, object_map, principal_component
-from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.engine.crops import CropBatches
+from opam.engine.forward import forward, whole_groups
+from opam.method.colocalization import (
+    ColocalizationParams,
+    moments,
+    object_maps,
+    principal_component,
+)
+from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
-from opam.pipeline.artifacts import read_table, write_json, write_table_in_pieces
-from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.photographs.decoding.images import Photographs
+from opam.pipeline.artifacts import map_rows, read_table, write_json, write_table_in_pieces
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
-from opam.pipeline.progress import progress
 from opam.pipeline.resume import fingerprint, finish, in_shards
 from opam.pipeline.stage import run
 
@@ -28,25 +34,6 @@ COMPONENT = Path("data/common_component.json")
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
-def feature_maps(
-    backbone: Backbone,
-    paths: list[str],
-    mirrored: list[bool],
-    params: ColocalizationParams,
-    execution: ExecutionParams,
-    description: str,
-) -> Iterator[np.ndarray]:
-    """Yield float32 V x C x h x w a photograph: its views as they are or mirrored."""
-    device = prepare_device(execution)
-    backbone.to(device)
-    boxes = [np.repeat(WHOLE, len(mirrored), axis=0)] * len(paths)
-    dataset = PhotographCrops(paths, boxes, params.input_size, mirrored, unit=True)
-    for crops in progress(load_ahead(dataset, execution.workers), len(dataset), description):
-        with torch.inference_mode(), autocast(device):
-            maps = backbone.feature_maps(crops.to(device), params.layer)
-        yield maps.float().cpu().numpy()
-
-
 def main() -> None:
     """Write data/object_maps.parquet and data/common_component.json."""
     params = read_params("colocalization", ColocalizationParams)
@@ -55,24 +42,39 @@ def main() -> None:
     backbone_params = read_params("backbone", BackboneParams)
     backbone = create_backbone(backbone_params).eval()
     backbone.to(memory_format=torch.channels_last)
+    photographs = Photographs(manifest, execution.decoded_gigabytes)
 
-    train = manifest.loc[manifest["split"] == "train", "path"].tolist()
-    features = feature_maps(backbone, train, [False], params, execution, "principal component")
-    mean, component = principal_component(maps[0] for maps in features)
+    def batches_of(rows: pd.DataFrame, mirrored: list[bool]) -> CropBatches:
+        boxes = [np.repeat(WHOLE, len(mirrored), axis=0)] * len(rows)
+        size = whole_groups(len(mirrored), execution)
+        paths = rows["path"].tolist()
+        return CropBatches(
+            paths, boxes, params.input_size, size, mirrored, unit=True, read=photographs
+        )
+
+    def moments_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return moments(backbone.feature_maps(crops, params.layer))
+
+    training = batches_of(manifest[manifest["split"] == "train"], [False])
+    mean, component = principal_component(
+        forward(backbone, moments_of, training, execution, "principal component")
+    )
+    views = batches_of(manifest, [False, True])
+    image_ids = manifest["image_id"].to_numpy()
+
+    def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
+        return (object_maps(backbone.feature_maps(crops, params.layer), mean, component),)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
-        rest = manifest[first:]
-        paths = rest["path"].tolist()
-        views = feature_maps(backbone, paths, [False, True], params, execution, "object maps")
-        for image_id, both in zip(rest["image_id"], views, strict=True):
-            found = object_map(both, mean, component)
-            height, width = found.shape
-            row = {"image_id": image_id, "rows": height, "columns": width, "map": found.ravel()}
-            yield pd.DataFrame([row])
+        done = first * views.batch_size // 2
+        for (maps,) in forward(backbone, maps_of, views, execution, "object maps", first, group=2):
+            ids = image_ids[done : done + len(maps)]
+            done += len(maps)
+            yield map_rows(ids, maps, "map")
 
     weights, bits = state_digest(backbone.body), execution.same_bits()
     inputs = fingerprint(RAW, MANIFEST, backbone_params, params, weights=weights, execution=bits)
-    shards = in_shards("object_maps", inputs, "object_maps", len(manifest), rows_from, execution)
+    shards = in_shards("object_maps", inputs, "object_maps", len(views), rows_from, execution)
     write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)
     write_json(COMPONENT, {"mean": mean.tolist(), "component": component.tolist()})
     finish("object_maps")

@@ -14,6 +14,7 @@ from opam.app.classifier import Classifier
 from opam.evaluation.cost import gflops
 from opam.evaluation.lineage import record_look
 from opam.evaluation.metrics import EvaluationParams, ablation_row, mcnemar_p, pointing_accuracy
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, GT_BOX, read_json, read_table, write_csv, write_json
 from opam.pipeline.curves import CURVES, TIME
 from opam.pipeline.device import ExecutionParams
@@ -69,10 +70,11 @@ def opam_cost(manifest: pd.DataFrame, execution: ExecutionParams) -> dict[str, f
     classifier = Classifier(BUNDLE, execution)
     networks = classifier.networks.values()
     paths = manifest.loc[manifest["split"] == "test", "path"].tolist()[:TIMED]
-    work = gflops(lambda: classifier(paths[0]))
+    photographs = Photographs(manifest, execution.decoded_gigabytes)
+    work = gflops(lambda: classifier(photographs(paths[0])))
     started = time.monotonic()
     for first in range(0, len(paths), BATCH):
-        classifier.classify(paths[first : first + BATCH])
+        classifier.classify([photographs(path) for path in paths[first : first + BATCH]])
     return {
         "parameters": sum(p.numel() for each in networks for p in each.parameters()),
         "gflops": work,

@@ -42,6 +42,7 @@ def main() -> None:
         "params": {
             **{name: params.model_dump() for name, params in steps.items()},
             "mirrored": read_params("mirrored", bool),
+            "max_side": read_params("prepare.max_side", int),
         },
         "lineage": lineage(),
     }

@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import PhotographCrops, load_ahead
+from opam.engine.crops import CropBatches, Read
+from opam.engine.forward import forward, whole_groups
 from opam.method.probes import ProbeParams, fit_probe, random_views
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
 from opam.networks.probe_network import ProbeNetwork, pooled, write_probes
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_json, read_table
-from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.params import read_params
-from opam.pipeline.progress import progress
 from opam.pipeline.resume import Fingerprint, fingerprint, finish, in_shards
 from opam.pipeline.stage import run
 
@@ -43,31 +44,36 @@ def features_of(
     execution: ExecutionParams,
     name: str,
     inputs: Fingerprint,
+    read: Read,
 ) -> np.ndarray:
     """Features of all views of each row's box, float32 N x (2 + views) x D.
 
-    ``inputs`` is the fingerprint of all that they depend on.
+    ``inputs`` is the fingerprint of all that they depend on; ``read`` gives the photographs.
     """
     boxes = [
         random_views(box, views, np.random.default_rng([seed, row]))
         for row, box in enumerate(rows[BOX].to_numpy())
     ]
-    mirrored = [view % 2 == 1 for view in range(2 + views)]
+    each = 2 + views
+    mirrored = [view % 2 == 1 for view in range(each)]
+    size = whole_groups(each, execution)
+    batches = CropBatches(rows["path"].tolist(), boxes, input_size, size, mirrored, read=read)
+    image_ids = rows["image_id"].to_numpy()
+
+    def pooled_features(crops: torch.Tensor) -> tuple[torch.Tensor]:
+        return (pooled(backbone, crops),)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
-        device = prepare_device(execution)
-        backbone.to(device)
-        shown = rows[first:]
-        crops = PhotographCrops(shown["path"].tolist(), boxes[first:], input_size, mirrored)
-        loaded = progress(load_ahead(crops, execution.workers), len(crops), f"features of {name}")
-        for image_id, images in zip(shown["image_id"], loaded, strict=True):
-            with torch.inference_mode(), autocast(device):
-                features = pooled(backbone, images.to(device)).float().cpu().numpy()
-            yield pd.DataFrame({"image_id": [image_id], "features": [features.ravel()]})
+        done = first * size // each
+        description = f"features of {name}"
+        for (found,) in forward(backbone, pooled_features, batches, execution, description, first):
+            own = list(found.reshape(len(found) // each, -1))
+            yield pd.DataFrame({"image_id": image_ids[done : done + len(own)], "features": own})
+            done += len(own)
 
-    shards = in_shards(work_on(name), inputs, "view_features", len(rows), rows_from, execution)
+    shards = in_shards(work_on(name), inputs, "view_features", len(batches), rows_from, execution)
     features = pd.concat(shards)["features"].to_list()
-    return np.stack(features).reshape(len(rows), 2 + views, -1)
+    return np.stack(features).reshape(len(rows), each, -1)
 
 
 def work_on(name: str) -> str:
@@ -84,14 +90,17 @@ def fitted(
     seed: int,
     execution: ExecutionParams,
     inputs: Fingerprint,
+    read: Read,
 ) -> ProbeNetwork:
     """The backbone with a probe for each kind of crop, by its labelled boxes.
 
-    ``inputs`` as in `features_of`.
+    ``inputs`` and ``read`` as in `features_of`.
     """
     probes = []
     for name, rows in kinds.items():
-        features = features_of(backbone, rows, input_size, views, seed, execution, name, inputs)
+        features = features_of(
+            backbone, rows, input_size, views, seed, execution, name, inputs, read
+        )
         probe = fit_probe(
             features, rows["label"].to_numpy(), classes, seed, rows["group"].to_numpy()
         )
@@ -140,12 +149,15 @@ def main() -> None:
         weights=state_digest(backbone.body),
         execution=execution.same_bits(),
     )
+    read = Photographs(manifest, execution.decoded_gigabytes)
     of_objects = {"photographs": whole.assign(x0=0, y0=0), "objects": objects}
     for path, size, kinds in (
         (PROBES, params.input_size, of_objects),
         (PART_PROBES, params.part_size, of_parts),
     ):
-        network = fitted(backbone, kinds, size, classes, params.views, seed, execution, inputs)
+        network = fitted(
+            backbone, kinds, size, classes, params.views, seed, execution, inputs, read
+        )
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_probes(path, network, settings)
     for name in (*of_objects, *of_parts):

@@ -24,6 +24,7 @@ from opam.photographs.preparation import (
     leave_out_others,
     make_manifest,
     photographs_digest,
+    scaled,
     skipped_table,
     summary,
 )
@@ -79,11 +80,12 @@ def main() -> None:
     data = read(name, RAW, columns)
     if data.layout:
         print(data.layout)
-    images = data.images.join(check_photographs(data.images, execution.workers))
+    images = data.images.join(check_photographs(data.images, params.max_side, execution))
     others = images.iloc[:0]
     if not data.listed:
         images, others = leave_out_others(images)
     images, bad = leave_out_bad(images, params.on_bad_image)
+    images, keypoints = scaled(images, data.keypoints)
     given = set(images["split"].dropna())
     images, copies, table = without_copies(images, params.duplicates)
     images = with_groups(images, copies, params.bursts, execution)
@@ -93,7 +95,7 @@ def main() -> None:
     usable = usable_folds(folds, len(of_val), of_val.nunique())  # now, not after the training
     keypoints, coarse_labels = (
         rows[rows["image_id"].isin(manifest["image_id"])].sort_values(["image_id", by])
-        for rows, by in ((data.keypoints, "part"), (data.coarse_labels, "level"))
+        for rows, by in ((keypoints, "part"), (data.coarse_labels, "level"))
     )
     hidden = skipped_files(read_json(DATA / "hidden.json"), HIDDEN)
     dropped = table[table["action"] == "dropped"]

@@ -5,12 +5,13 @@ Run by itself: ``python stages/propose_patches.py``.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from joblib import Parallel, delayed
 
 from opam.method.proposals import ProposalParams, propose
-from opam.photographs.decoding.images import read_image
+from opam.photographs.decoding.images import Photographs, decoded
 from opam.pipeline.artifacts import BOX, read_table, write_table_in_pieces
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
@@ -23,9 +24,9 @@ MANIFEST = Path("data/manifest.parquet")
 PROPOSALS = Path("data/proposals.parquet")
 
 
-def propose_for(image_id: str, path: str, params: ProposalParams) -> pd.DataFrame:
-    """The rows of one photograph."""
-    boxes = pd.DataFrame(propose(read_image(path), params), columns=BOX)
+def propose_for(image_id: str, where: tuple[Any, ...], params: ProposalParams) -> pd.DataFrame:
+    """The rows of one photograph; ``where`` are the arguments of `decoded`."""
+    boxes = pd.DataFrame(propose(decoded(*where).pixels, params), columns=BOX)
     return boxes.assign(image_id=image_id, rank=range(len(boxes)))
 
 
@@ -35,10 +36,12 @@ def main() -> None:
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
 
+    photographs = Photographs(manifest, execution.decoded_gigabytes)
+
     def tables_from(first: int) -> Iterator[pd.DataFrame]:
         rest = manifest[first:]
         jobs = (
-            delayed(propose_for)(image_id, path, params)
+            delayed(propose_for)(image_id, photographs.where(path), params)
             for image_id, path in zip(rest["image_id"], rest["path"], strict=True)
         )
         tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)

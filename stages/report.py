@@ -16,6 +16,7 @@ from opam.evaluation.scores import read_scores
 from opam.method.fusion import branch_answers
 from opam.method.objects import ObjectParams
 from opam.method.parts import PartParams
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import (
     atomic,
     read_batches,
@@ -85,11 +86,14 @@ def main() -> None:
     clusters = read_json(DATA / "neuron_clusters.json")
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     duplicates = read_duplicates()
+    execution = read_params("execution", ExecutionParams)
+    photographs = Photographs(manifest, execution.decoded_gigabytes)
     finished = gallery.Run(
         photographs=manifest[manifest["split"] == "test"],
         scores=read_answers(fusion),
         objects=read_table(DATA / "objects.parquet", "objects").set_index("image_id"),
         parts=read_table(DATA / "aligned_parts.parquet", "aligned_parts").set_index("image_id"),
+        read=photographs,
     )
     found = gallery.found_photographs(
         finished,
@@ -102,7 +106,7 @@ def main() -> None:
         finished,
         found,
         read_params("parts", PartParams),
-        read_params("execution", ExecutionParams),
+        execution,
     )
     written = set(gallery.write_pieces(OUT, details))
     training = gallery.training_photographs(
@@ -111,6 +115,7 @@ def main() -> None:
         read_photographs(DATA / "patch_scores.parquet", "patch_scores"),
         read_photographs(DATA / "kept_patches.parquet", "kept_patches"),
         PATCHES,
+        photographs,
     )
 
     labels, confidence = finished.labels(), finished.scores["fused"].max(1)
@@ -134,7 +139,7 @@ def main() -> None:
         "looks": looks_at(made_from["photographs"]["sha256"]).to_dict("records"),
         "splits": manifest["split"].value_counts().to_dict(),
         "classes": classes,
-        "copies": copy_groups(duplicates),
+        "copies": copy_groups(duplicates, photographs),
         "copy_counts": {"photographs": len(duplicates), "groups": duplicates["group"].nunique()},
         "branches": list(answers),
         "metrics": read_json(DATA / "metrics.json"),

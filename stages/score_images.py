@@ -3,7 +3,6 @@
 Run by itself: ``python stages/score_images.py``.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opam.engine.scoring import batch_rows, by_cluster, score_crops
+from opam.engine.crops import CropBatches, Read
+from opam.engine.scoring import by_cluster, score_crops
 from opam.networks.cam_network import read_network
 from opam.networks.probe_network import read_probes
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_table, write_table
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
@@ -37,38 +38,35 @@ def score(
     heads: list[np.ndarray],
     mirrored: bool,
     execution: ExecutionParams,
+    read_photograph: Read,
 ) -> np.ndarray:
     """Probabilities of photographs, float heads x N x C: by the crops of each head, their mean.
 
     ``inputs`` is the fingerprint of all that the scores depend on beside the network.
     """
     network, settings = read(network_path)
-    fraction = settings["input_size"] / settings["resize"]
-    image_ids = images["image_id"].to_numpy()
-    counts = np.array([len(each) for each in boxes])
+    batches = CropBatches(
+        images["path"].tolist(),
+        boxes,
+        settings["input_size"],
+        execution.batch_size,
+        fraction=settings["input_size"] / settings["resize"],
+        read=read_photograph,
+    )
+    image_ids, description = images["image_id"].to_numpy(), f"scoring by {network_path.stem}"
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
-        scores = score_crops(
-            network,
-            images["path"].tolist(),
-            boxes,
-            settings["input_size"],
-            fraction,
-            execution,
-            f"scoring by {network_path.stem}",
-            first,
-            mirrored,
-        )
+        scores = score_crops(network, batches, execution, description, first, mirrored)
         for batch, probabilities in enumerate(scores, start=first):
-            photograph, crop = batch_rows(batch, counts, execution.batch_size)
+            photograph, crop = batches.rows(batch)
             head = [heads[i][k] for i, k in zip(photograph, crop, strict=True)]
             own = probabilities[np.arange(len(head)), head]
             yield pd.DataFrame({"image_id": image_ids[photograph], "probabilities": list(own)})
 
     name = f"scores_{network_path.stem}"
     inputs = fingerprint(inputs, network_path)
-    batches = math.ceil(counts.sum() / execution.batch_size)
-    crops = pd.concat(in_shards(name, inputs, "crop_scores", batches, rows_from, execution))
+    shards = in_shards(name, inputs, "crop_scores", len(batches), rows_from, execution)
+    crops = pd.concat(shards)
     return by_cluster(np.stack(crops["probabilities"].to_list()), heads, network.heads)
 
 
@@ -90,17 +88,18 @@ def main() -> None:
     inputs = fingerprint(
         RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored=mirrored, execution=execution.same_bits()
     )
+    how = mirrored, execution, Photographs(manifest, execution.decoded_gigabytes)
     named = images[["image_id", "split", "label"]]
     for branch, network, boxes in (
         ("original", "classnet", whole),
         ("object", "objectnet", object_boxes),
     ):
         path = MODELS / f"{network}.safetensors"
-        [own] = score(path, read_network, inputs, images, boxes, only_head, mirrored, execution)
+        [own] = score(path, read_network, inputs, images, boxes, only_head, *how)
         table = named.assign(probabilities=list(own.astype(np.float32)))
         write_table(SCORES / f"{branch}.parquet", "scores", table)
     path = MODELS / "partnet.safetensors"
-    by_parts = score(path, read_network, inputs, images, part_boxes, clusters, mirrored, execution)
+    by_parts = score(path, read_network, inputs, images, part_boxes, clusters, *how)
     tables = [
         named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
         for cluster, own in enumerate(by_parts)
@@ -111,11 +110,9 @@ def main() -> None:
     both = [np.vstack(boxes) for boxes in zip(whole, object_boxes, strict=True)]
     heads = [np.arange(2)] * len(ids)
     path = MODELS / "probes.safetensors"
-    by_probes = score(path, read_probes, inputs, images, both, heads, mirrored, execution)
+    by_probes = score(path, read_probes, inputs, images, both, heads, *how)
     path = MODELS / "part_probes.safetensors"
-    by_part_probes = score(
-        path, read_probes, inputs, images, part_boxes, clusters, mirrored, execution
-    )
+    by_part_probes = score(path, read_probes, inputs, images, part_boxes, clusters, *how)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [
         named.assign(name=name, probabilities=list(own.astype(np.float32)))

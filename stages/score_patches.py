@@ -3,7 +3,6 @@
 Run by itself: ``python stages/score_patches.py``.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -11,8 +10,10 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from opam.engine.scoring import Scoring, batch_rows, score_crops, score_crops_shared
+from opam.engine.crops import CropBatches
+from opam.engine.scoring import Scoring, score_crops, score_crops_shared
 from opam.networks.cam_network import read_network
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
@@ -35,16 +36,17 @@ def main() -> None:
     found = read_photographs(PROPOSALS, "proposals")
     boxes_of = {image_id: rows[BOX].to_numpy() for image_id, rows in found}
     boxes = [boxes_of[image_id] for image_id in training["image_id"]]
-    counts = np.array([len(each) for each in boxes])
     image_ids, labels = training["image_id"].to_numpy(), training["label"].to_numpy()
     network, settings = read_network(FILTERNET)
     paths, size = training["path"].tolist(), settings["input_size"]
+    read = Photographs(manifest, execution.decoded_gigabytes)
+    # A patch is shown whole: it has no margin to crop.
+    batches = CropBatches(paths, boxes, size, execution.batch_size, read=read)
 
     def exact_rows(first: int) -> Iterator[pd.DataFrame]:
-        # A patch is shown whole: it has no margin to crop.
-        scores = score_crops(network, paths, boxes, size, 1.0, execution, "patch scoring", first)
+        scores = score_crops(network, batches, execution, "patch scoring", first)
         for batch, probabilities in enumerate(scores, start=first):
-            photograph, rank = batch_rows(batch, counts, execution.batch_size)
+            photograph, rank = batches.rows(batch)
             crops = [boxes[i][k] for i, k in zip(photograph, rank, strict=True)]
             own = probabilities[np.arange(len(rank)), 0, labels[photograph]]
             yield pd.DataFrame(crops, columns=BOX).assign(
@@ -53,19 +55,19 @@ def main() -> None:
 
     def shared_rows(first: int) -> Iterator[pd.DataFrame]:
         scores = score_crops_shared(
-            network, paths, boxes, size, execution, "patch scoring, shared", first
+            network, paths, boxes, size, execution, "patch scoring, shared", first, read
         )
         for item, probabilities in enumerate(scores, start=first):
             yield pd.DataFrame(boxes[item], columns=BOX).assign(
                 image_id=image_ids[item],
-                rank=np.arange(counts[item]),
+                rank=np.arange(len(probabilities)),
                 confidence=probabilities[:, 0, labels[item]],
             )
 
     if scoring == "shared":
         rows_from, pieces = shared_rows, len(training)
     else:
-        rows_from, pieces = exact_rows, math.ceil(counts.sum() / execution.batch_size)
+        rows_from, pieces = exact_rows, len(batches)
     inputs = fingerprint(
         *(RAW, MANIFEST, PROPOSALS, FILTERNET), scoring=scoring, execution=execution.same_bits()
     )

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import centre_boxes
+from opam.engine.crops import CropBatches, Read, centre_boxes
 from opam.engine.scoring import predict
 from opam.engine.training.loop import network_settings, train
 from opam.engine.training.params import TrainingParams
 from opam.engine.training.samples import whole_images
 from opam.evaluation.cost import gflops
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
@@ -39,21 +40,16 @@ def score(
     params: TrainingParams,
     mirrored: bool,
     execution: ExecutionParams,
+    read: Read,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Probabilities, and the regions in pixels of the photographs, best first."""
     whole = images[["width", "height"]].to_numpy(np.float64)
     boxes = np.concatenate([np.zeros_like(whole), whole], axis=1)
     shown = centre_boxes(boxes, params.input_size / params.resize)
-    batches = predict(
-        network,
-        images["path"].tolist(),
-        list(shown[:, None]),
-        params.input_size,
-        execution,
-        "score",
-        mirrored,
-    )
-    probabilities, regions = zip(*batches, strict=True)
+    size = params.input_size, execution.batch_size
+    batches = CropBatches(images["path"].tolist(), list(shown[:, None]), *size, read=read)
+    found = predict(network, batches, execution, "score", mirrored)
+    probabilities, regions = zip(*found, strict=True)
     scores = images[["image_id", "split", "label"]].assign(
         probabilities=list(np.concatenate(probabilities))
     )
@@ -61,9 +57,9 @@ def score(
     corner, side = shown[:, None, :2], shown[:, None, 2:] - shown[:, None, :2]
     pixels = np.concatenate([corner + unit[..., :2] * side, corner + unit[..., 2:] * side], axis=2)
     count = unit.shape[1]
-    found = pd.DataFrame(np.rint(pixels).astype(np.int32).reshape(-1, 4), columns=BOX)
+    table = pd.DataFrame(np.rint(pixels).astype(np.int32).reshape(-1, 4), columns=BOX)
     ids = images["image_id"].repeat(count).to_numpy()
-    return scores, found.assign(image_id=ids, rank=np.tile(np.arange(count), len(images)))
+    return scores, table.assign(image_id=ids, rank=np.tile(np.arange(count), len(images)))
 
 
 def main() -> None:
@@ -80,6 +76,7 @@ def main() -> None:
     manifest = read_table(MANIFEST, "manifest")
     out = BASELINES / name
 
+    photographs = Photographs(manifest, execution.decoded_gigabytes)
     torch.manual_seed(seed)
     backbone = params.backbone or shared_backbone
     classes = manifest["label"].nunique()
@@ -105,6 +102,7 @@ def main() -> None:
             seed,
             SYSTEM_OBJECTIVE,
             out / "curves" / step,
+            photographs,
         )
         training_seconds += trained.seconds
 
@@ -113,7 +111,7 @@ def main() -> None:
     network.eval()
     images = manifest[manifest["split"] != "train"]
     started = time.monotonic()
-    scores, regions = score(network, images, params.training, mirrored, execution)
+    scores, regions = score(network, images, params.training, mirrored, execution, photographs)
     images_a_second = len(images) / (time.monotonic() - started)
     write_table(out / "scores.parquet", "scores", scores)
     write_table(out / "regions.parquet", "regions", regions)

@@ -16,6 +16,7 @@ from opam.engine.training.params import PatchTrainingParams, TrainingParams
 from opam.engine.training.samples import draw_patches, samples, whole_images
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import CamNetwork, read_network, with_heads, write_network
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import read_json, read_photographs, read_table
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
@@ -78,7 +79,8 @@ def main() -> None:
     def epoch_samples(epoch: int) -> pd.DataFrame:
         return whole_and_patches(manifest, params, seed, epoch) if name == "classnet" else training
 
-    train(name, network, epoch_samples, val, params, execution, seed)
+    photographs = Photographs(manifest, execution.decoded_gigabytes)
+    train(name, network, epoch_samples, val, params, execution, seed, read=photographs)
     write_network(MODELS / f"{name}.safetensors", network, network_settings(backbone, params))
     finish(name)
 

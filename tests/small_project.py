@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +19,19 @@ KEPT = {".gitignore", "package", "timm", "none"}
 """Files of data/photographs and data/weights that git keeps."""
 PYTHON = os.environ.get("WARM_PYTHON", sys.executable)
 """Starts at once (`warm`), where pytest has started it."""
+DECODED = "decoded.txt"
+DECODING = "src/opam/photographs/decoding/images.py"
+COUNTER = f"""
+
+_decode_photograph = decode_photograph
+
+
+def decode_photograph(content: bytes, name: str, side: int | None = None) -> Photograph:
+    with open("{DECODED}", "a") as file:
+        file.write(name + "\\n")
+    return _decode_photograph(content, name, side)
+"""
+"""What a copy of the project decodes it writes down, a line each time."""
 BASELINES = ("finetune", "bcnn")
 STAGES = [
     stage
@@ -108,6 +122,8 @@ def project(folder: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=ignored)
         else:
             shutil.copy(source, folder / name)
+    with (folder / DECODING).open("a") as file:
+        file.write(COUNTER)
     (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     git_commit(folder)
@@ -178,7 +194,9 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 def run_undisturbed(folder: Path) -> Undisturbed:
     """All stages once, under DVC."""
-    process = start(project(folder), PYTHON, "-m", "dvc", "repro")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OPAM_CACHE", str(folder.with_name("copies")))
+        process = start(project(folder), PYTHON, "-m", "dvc", "repro")
     assert process.stdout is not None
     started, output = {}, []
     for line in process.stdout:

@@ -125,7 +125,8 @@ def sections(script: Path) -> set[str]:
         names |= {*SECTIONS}
     if script.stem == "prepare":
         names.discard("fusion.folds")  # it is warned where val has too few groups; no byte changes
-    return names - {*UNTRACKED_SECTIONS}
+    parts = {name for name in names if "." in name and name.partition(".")[0] in names}
+    return names - parts - {*UNTRACKED_SECTIONS}
 
 
 def declared_params(stage: dict[str, Any]) -> tuple[set[str], set[str]]:

@@ -39,7 +39,9 @@ def drawn(folder, scenes: int, frames: int, species: int = 2) -> pd.DataFrame:
                 name = f"{label}/{scene:02}-{number}"
                 path = folder / f"{name.replace('/', '_')}.png"
                 Image.fromarray(shown).save(path)
-                rows.append((name, str(label), None, f"{label}/{scene}", *describe(str(path))))
+                rows.append(
+                    (name, str(label), None, f"{label}/{scene}", *describe(str(path), 1600, 0))
+                )
     columns = ["image_id", "class_name", "split", "scene", *Descriptor._fields]
     return pd.DataFrame(rows, columns=columns)
 
@@ -117,7 +119,7 @@ def test_the_time_of_taking_is_read_from_exif(tmp_path) -> None:
     image.save(tmp_path / "later.jpg", exif=exif)
     exif.get_ifd(EXIF)[DATE] = "0000:00:00 00:00:00"
     image.save(tmp_path / "unset.jpg", exif=exif)
-    found = {path.name: describe(str(path)) for path in tmp_path.iterdir()}
+    found = {path.name: describe(str(path), 1600, 0) for path in tmp_path.iterdir()}
     assert found["a.jpg"].camera == found["b.webp"].camera == found["c.png"].camera == "Maker One"
     assert found["a.jpg"].taken == found["b.webp"].taken
     assert found["later.jpg"].taken - found["a.jpg"].taken == 1

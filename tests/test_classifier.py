@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from opam import Classifier
 from opam.app import cli
-from opam.app.predict import drawing_names
+from opam.app.classifier import Classification, LookedAt
+from opam.app.predict import _state, drawing_names, write_predictions
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import BRANCHES, fuse_named
 from opam.photographs.decoding.archive import open_archive
@@ -165,6 +166,90 @@ def test_predict_writes_a_row_a_photograph(
     assert "top_3" not in table
     assert (table["object_x1"] > table["object_x0"]).all()
     assert {"part_0_cluster", "part_1_y1", "top_1_part"} <= set(table)
+
+
+def test_boxes_are_in_pixels_of_the_file_however_large_it_is(
+    classifier: Classifier, photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    image = Image.open(next(iter(photographs.values())))
+    width, height = image.size
+    large = image.resize((4 * width, 4 * height), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "large.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(classifier.steps, "max_side", max(width, height))
+        found = classifier.classify([tmp_path / "large.png", np.asarray(large), image])
+    for each in found[:2]:
+        assert np.abs(each.object_box - 4 * found[2].object_box).max() <= 4 * width // 20
+        assert each.object_box.max() > max(width, height)
+        np.testing.assert_allclose(
+            each.probabilities["fused"], found[2].probabilities["fused"], atol=0.1
+        )
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_killed_prediction_goes_on_where_it_stood(
+    bundle: Path,
+    photographs: dict[str, Path],
+    tmp_path: Path,
+    ending: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = list(photographs.values())
+    classifier = Classifier.load(bundle, "cpu", batch_size=32)  # four photographs together
+    looks: list[Path] = []
+    look = classifier.look
+
+    def counted(path: Path) -> LookedAt:
+        looks.append(path)
+        return look(path)
+
+    classifier.look = counted  # type: ignore[method-assign, assignment]
+    write_predictions(tmp_path / f"whole.{ending}", classifier, paths, 2, quiet=True)
+    assert sorted(looks) == sorted(paths)
+
+    out = tmp_path / f"results.{ending}"
+    part = tmp_path / f"results.{ending}.part"
+    told = classifier.classify_looked_at
+
+    def killed(looked_at: list[LookedAt]) -> list[Classification]:
+        if part.read_text().count("\n") > 8:
+            raise KeyboardInterrupt
+        return told(looked_at)
+
+    classifier.classify_looked_at = killed  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(out, classifier, paths, 2, quiet=True)
+    assert not out.exists()
+    assert part.read_text().count("\n") == 9
+    part.write_text(part.read_text() + '["half a li')
+    classifier.classify_looked_at = told  # type: ignore[method-assign]
+    looks.clear()
+    assert write_predictions(out, classifier, paths, 2, quiet=True) == []
+    assert sorted(looks) == sorted(paths[8:])
+    assert "8 photographs are done" in capsys.readouterr().err
+    assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("change", ["top", "bundle", "photograph", "damaged"])
+def test_rows_of_another_prediction_are_not_taken(
+    classifier: Classifier, photographs: dict[str, Path], tmp_path: Path, change: str
+) -> None:
+    paths = [shutil.copy(path, tmp_path) for path in list(photographs.values())[:3]]
+    begun: dict[str, object] = {"bundle": classifier.digest, "top": 2}
+    lines = [
+        json.dumps([_state(Path(path)), {"photograph": path, "error": "kept"}]) for path in paths
+    ]
+    if change == "photograph":
+        Path(paths[0]).write_bytes(Path(paths[1]).read_bytes())
+    if change in begun:
+        begun[change] = "another"
+    first = "{" if change == "damaged" else json.dumps(begun)
+    (tmp_path / "results.csv.part").write_text("\n".join([first, *lines]) + "\n")
+    errors = write_predictions(
+        tmp_path / "results.csv", classifier, [*map(Path, paths)], 2, quiet=True
+    )
+    assert errors == []
 
 
 def test_a_broken_photograph_is_a_row_and_the_rest_is_done(

@@ -5,9 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from opam.method.colocalization import principal_component, project
+from opam.method.colocalization import moments, principal_component, project
 from opam.networks.backbones.backbone import Backbone
 from opam.pipeline.errors import OpamError
+
+
+def of_one(maps: np.ndarray) -> list[np.ndarray]:
+    """`moments` of one photograph's feature maps."""
+    return [each.numpy() for each in moments(torch.from_numpy(maps)[None])]
 
 
 @settings(max_examples=30, deadline=None)
@@ -24,7 +29,7 @@ def test_it_is_the_first_component_of_a_plain_pca(channels: int, count: int, see
     pca = PCA().fit(vectors)
     if pca.explained_variance_[0] < 1.05 * pca.explained_variance_[1]:
         return  # the direction is not determined
-    mean, component = principal_component(iter(maps))
+    mean, component = principal_component(iter(map(of_one, maps)))
     np.testing.assert_allclose(mean, pca.mean_, rtol=1e-4, atol=1e-4)
     assert np.linalg.norm(component) == pytest.approx(1)
     assert abs(component @ pca.components_[0]) == pytest.approx(1, abs=1e-3)
@@ -33,7 +38,7 @@ def test_it_is_the_first_component_of_a_plain_pca(channels: int, count: int, see
 def test_a_map_is_the_projection_of_every_vector() -> None:
     rng = np.random.default_rng(0)
     features, mean, component = rng.normal(size=(4, 3, 5)), rng.normal(size=4), rng.normal(size=4)
-    found = project(features.astype(np.float32), mean, component)
+    [found] = project(torch.from_numpy(features.astype(np.float32))[None], mean, component).numpy()
     assert found.dtype == np.float32
     for y in range(3):
         for x in range(5):
@@ -54,9 +59,9 @@ def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def test_what_is_common_is_told_from_the_background() -> None:
     rng = np.random.default_rng(0)
     scenes = [scene(rng) for _ in range(20)]
-    mean, component = principal_component(maps for maps, _ in scenes)
+    mean, component = principal_component(of_one(maps) for maps, _ in scenes)
     for maps, where in scenes:
-        found = project(maps, mean, component)
+        [found] = project(torch.from_numpy(maps)[None], mean, component).numpy()
         np.testing.assert_array_equal(found > 0.3 * found.max(), where)
 
 
@@ -64,8 +69,8 @@ def test_the_border_is_background_on_either_side_of_the_component() -> None:
     rng = np.random.default_rng(0)
     for turn in (1, -1):
         maps = turn * np.stack([scene(rng)[0] for _ in range(10)])
-        mean, component = principal_component(maps)
-        projections = np.stack([project(each, mean, component) for each in maps])
+        mean, component = principal_component([moments(torch.from_numpy(maps))])
+        projections = project(torch.from_numpy(maps), mean, component).numpy()
         inside = projections[:, 2:-2, 2:-2].mean()
         assert projections[:, [0, -1]].mean() < 0 < inside
 

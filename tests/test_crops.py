@@ -7,16 +7,16 @@ import torch
 from PIL import Image
 
 from opam.engine.crops import (
-    PhotographCrops,
+    AHEAD,
+    CropBatches,
     TrainingCrops,
+    batch_rows,
     centre_boxes,
     cut,
     load_ahead,
     shown_box,
 )
 from opam.engine.scoring import (
-    _batches,
-    batch_rows,
     by_cluster,
     pooled_probabilities,
     score_crops,
@@ -104,29 +104,70 @@ def test_areas_of_random_crops_vary_as_much_as_asked_for(tmp_path: Path) -> None
     assert torch.equal(fixed[0][0], plain[0][0])
 
 
+BOXES = [np.array([[0, 0, 40, 30], [10, 10, 30, 30], [5, 5, 60, 50]])[:n] for n in (2, 0, 3, 1)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_crops_of_a_photograph_come_in_order(photographs: pd.DataFrame, workers: int) -> None:
-    boxes = [np.array([[0, 0, 40, 30], [10, 10, 30, 30]])] * 12
-    boxes[5] = np.zeros((0, 4))
-    dataset = PhotographCrops(photographs["path"].tolist(), boxes, 16)
-    items = list(load_ahead(dataset, workers))
-    assert [len(item) for item in items] == [2] * 5 + [0] + [2] * 6
-    assert torch.equal(items[7], dataset[7])
+def test_batches_run_over_the_borders_of_photographs(
+    photographs: pd.DataFrame, workers: int
+) -> None:
+    paths = photographs["path"].tolist()[:4]
+    batches = CropBatches(paths, BOXES, 16, 4, mirrored=[False, True, False], fraction=0.5)
+    made = list(load_ahead(batches.__getitem__, range(len(batches)), workers))
+    assert [len(batch) for batch in made] == [4, 2]
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in made)
+    rows = [(p, c) for number in range(2) for p, c in zip(*batches.rows(number), strict=True)]
+    assert rows == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (3, 0)]
+    for (photograph, crop), found in zip(rows, torch.cat(made), strict=True):
+        box = centre_boxes(BOXES[photograph][[crop]], 0.5)
+        [expected] = cut(read_image(paths[photograph]), box, 16, [crop == 1])
+        assert torch.equal(found, expected)
+
+
+def test_a_photograph_of_several_batches_is_read_once(photographs: pd.DataFrame) -> None:
+    read: list[str] = []
+
+    def counted(path: str) -> np.ndarray:
+        read.append(path)
+        return read_image(path)
+
+    paths = photographs["path"].tolist()[:4]
+    batches = CropBatches(paths, BOXES, 16, 1, read=counted)
+    assert len([batches[number] for number in range(len(batches))]) == 6
+    assert read == [paths[0], paths[2], paths[3]]
+
+
+@pytest.mark.parametrize(("size", "most"), [(0, 8), (AHEAD // 3, 3), (2 * AHEAD, 1)])
+def test_what_waits_ahead_is_bounded(size: int, most: int) -> None:
+    begun: list[int] = []
+
+    def make(number: int) -> int:
+        begun.append(number)
+        return number
+
+    for number in load_ahead(make, range(20), 4, size):
+        assert len(begun) <= number + 1 + most
+    assert sorted(begun) == list(range(20))
 
 
 def test_unit_boxes_scale_with_the_photograph(photographs: pd.DataFrame) -> None:
     path = photographs["path"].tolist()[:1]
-    unit = PhotographCrops(path, [np.array([[0, 0, 0.5, 0.5]])], 16, [True], unit=True)
-    pixels = PhotographCrops(path, [np.array([[0, 0, 40, 30]])], 16, [True])
+    unit = CropBatches(path, [np.array([[0, 0, 0.5, 0.5]])], 16, 1, [True], unit=True)
+    pixels = CropBatches(path, [np.array([[0, 0, 40, 30]])], 16, 1, [True])
     assert torch.equal(unit[0], pixels[0])
 
 
-def test_batches_join_and_cut() -> None:
-    items = [torch.arange(3), torch.arange(0), torch.arange(5), torch.arange(2)]
-    assert [len(batch) for batch in _batches(items, 4)] == [4, 4, 2]
-    assert torch.equal(torch.cat(list(_batches(items, 4))), torch.cat(items))
-    assert [len(batch) for batch in _batches([torch.arange(4)] * 2, 4)] == [4, 4]
-    assert list(_batches([], 4)) == []
+def scores_of(
+    network: torch.nn.Module,
+    paths: list[str],
+    boxes: list[np.ndarray],
+    execution: ExecutionParams,
+    first: int = 0,
+    mirrored: bool = False,
+) -> list[np.ndarray]:
+    """By `score_crops`, of crops of 32 pixels."""
+    batches = CropBatches(paths, boxes, 32, execution.batch_size)
+    return list(score_crops(network, batches, execution, "test", first, mirrored))  # type: ignore[arg-type]
 
 
 def test_scores_do_not_depend_on_how_crops_are_batched(photographs: pd.DataFrame) -> None:
@@ -141,12 +182,12 @@ def test_scores_do_not_depend_on_how_crops_are_batched(photographs: pd.DataFrame
     by_size = []
     for batch_size in (1, 4, 64):
         execution = ExecutionParams(device="cpu", workers=0, batch_size=batch_size)
-        scores = list(score_crops(network, paths, boxes, 32, 1.0, execution, "test"))
+        scores = scores_of(network, paths, boxes, execution)
         assert [len(score) for score in scores[:-1]] == [batch_size] * (len(scores) - 1)
         by_size.append(np.concatenate(scores))
     np.testing.assert_allclose(by_size[0], by_size[1], atol=1e-5)
     np.testing.assert_allclose(by_size[0], by_size[2], atol=1e-5)
-    literal = PhotographCrops([paths[2]], [boxes[2]], 32)[0]
+    literal = CropBatches([paths[2]], [boxes[2]], 32, 99)[0]
     with torch.inference_mode():
         expected = network(literal).softmax(2).numpy()
     np.testing.assert_allclose(by_size[0][3:10], expected, atol=1e-5)
@@ -159,8 +200,8 @@ def test_mirrored_scores_are_the_mean_with_those_of_the_mirror_image(
     network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3, heads=2).eval()
     path, boxes = photographs["path"].iloc[0], np.array([[0, 0, 40, 30], [5, 5, 30, 30]])
     execution = ExecutionParams(device="cpu", workers=0)
-    found = list(score_crops(network, [path], [boxes], 32, 1.0, execution, "x", mirrored=True))
-    views = [PhotographCrops([path], [boxes], 32, [side] * 2)[0] for side in (False, True)]
+    found = scores_of(network, [path], [boxes], execution, mirrored=True)
+    views = [CropBatches([path], [boxes], 32, 2, [side] * 2)[0] for side in (False, True)]
     with torch.inference_mode():
         one, other = (network(view).softmax(2).numpy() for view in views)
     assert abs(one - other).max() > 1e-4
@@ -174,10 +215,10 @@ def test_scoring_begins_at_any_batch_and_gives_the_same_bits(photographs: pd.Dat
     boxes = [np.tile([0, 0, 40, 30], (count, 1)) + np.arange(count)[:, None] for count in counts]
     paths = photographs["path"].tolist()
     execution = ExecutionParams(device="cpu", workers=0, batch_size=4)
-    every = list(score_crops(network, paths, boxes, 32, 1.0, execution, "all"))
+    every = scores_of(network, paths, boxes, execution)
     assert len(every) == 8
     for first in (1, 3, 7, 8):
-        rest = list(score_crops(network, paths, boxes, 32, 1.0, execution, "rest", first))
+        rest = scores_of(network, paths, boxes, execution, first)
         assert len(rest) == 8 - first
         for one, other in zip(rest, every[first:], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -227,21 +268,20 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(
     paths = photographs["path"].tolist()
     execution = ExecutionParams(device="cpu", workers=0, batch_size=16)
     plenty, little = SmallMemory(16), SmallMemory(5)
-    expected = list(score_crops(plenty, paths, boxes, 32, 1.0, execution, "plenty"))  # type: ignore[arg-type]
-    found = list(score_crops(little, paths, boxes, 32, 1.0, execution, "little"))  # type: ignore[arg-type]
+    expected = scores_of(plenty, paths, boxes, execution)
+    found = scores_of(little, paths, boxes, execution)
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=1e-6)
     assert little.batches == [4] * 15
     assert "on with 4 crops a batch" in capsys.readouterr().err
     with pytest.raises(OpamError, match="does not fit the GPU's memory"):
-        list(score_crops(SmallMemory(0), paths, boxes, 32, 1.0, execution, "none"))  # type: ignore[arg-type]
+        scores_of(SmallMemory(0), paths, boxes, execution)
 
 
 def test_photographs_without_any_crop(photographs: pd.DataFrame) -> None:
     network = CamNetwork(Backbone("mobilenetv3_small_050"), classes=3).eval()
     execution = ExecutionParams(device="cpu", workers=0)
     empty = [np.zeros((0, 4))] * 2
-    scores = score_crops(network, photographs["path"].tolist()[:2], empty, 32, 1.0, execution, "x")
-    assert list(scores) == []
+    assert scores_of(network, photographs["path"].tolist()[:2], empty, execution) == []
 
 
 def test_shared_scores_are_pooled_from_the_photograph(photographs: pd.DataFrame) -> None:

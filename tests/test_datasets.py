@@ -21,9 +21,11 @@ from opam.photographs.datasets.table_rows import TableColumns
 from opam.photographs.decoding.archive import pack
 from opam.photographs.preparation import check_photographs, draw_test, leave_out_others
 from opam.pipeline.artifacts import GT_BOX
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
+EXECUTION = ExecutionParams(workers=1, decoded_gigabytes=0)
 CUB = ROOT.parent / "shared/data/CUB_200_2011_small"
 
 
@@ -146,7 +148,7 @@ def read(name: DatasetName, folder: Path, test_fraction: float, seed: int) -> Da
     with tempfile.TemporaryDirectory() as outside:
         pack(folder, Path(outside) / "raw.zip")
         data = read_archive(name, Path(outside) / "raw.zip", TableColumns())
-        images = data.images.join(check_photographs(data.images, workers=1))
+        images = data.images.join(check_photographs(data.images, 1600, EXECUTION))
         if not data.listed:
             images, _ = leave_out_others(images)
         assert (images["problem"] == "").all()

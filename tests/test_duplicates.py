@@ -55,7 +55,7 @@ def looks_of(folder: Path, pictures: list[np.ndarray | Image.Image]) -> pd.DataF
         image = each if isinstance(each, Image.Image) else Image.fromarray(each)
         path = folder / f"{number:03}.png"
         image.save(path)
-        rows.append(describe(str(path)))
+        rows.append(describe(str(path), 1600, 0))
     return pd.DataFrame(rows, columns=Descriptor._fields)
 
 

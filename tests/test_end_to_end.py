@@ -11,6 +11,7 @@ import pytest
 import yaml
 from small_project import (
     BASELINES,
+    DECODED,
     PYTHON,
     STAGES,
     Undisturbed,
@@ -57,17 +58,26 @@ def test_a_second_repro_runs_nothing(repro: Path) -> None:
     assert "up to date" in dvc(repro, "status")
 
 
-def test_other_workers_and_shards_without_dvc_give_the_same_bytes(
+def test_a_photograph_is_decoded_once_for_all_stages_epochs_and_processes(repro: Path) -> None:
+    manifest = read_table(repro / "data/manifest.parquet", "manifest")
+    decoded = (repro / DECODED).read_text().splitlines()
+    assert sorted(decoded) == sorted(manifest["path"])
+
+
+def test_other_workers_and_shards_without_dvc_or_copy_give_the_same_bytes(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = project(tmp_path_factory.mktemp("scripts"))
     params = small_params()
-    params["execution"] |= {"workers": 1, "shard_size": 3}
+    params["execution"] |= {"workers": 1, "shard_size": 3, "decoded_gigabytes": 0}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    for name in STAGES:
-        done = call(folder, *script(name))
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OPAM_CACHE", str(folder / "none"))
+        for name in STAGES:
+            done = call(folder, *script(name))
+            assert done.returncode == 0, done.stderr
     assert digests(folder) == undisturbed.digests
+    assert len((folder / DECODED).read_text().splitlines()) > 500
     assert list((folder / ".resume").glob("*/*")) == []
 
 

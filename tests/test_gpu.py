@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from opam.engine.crops import PhotographCrops, load_ahead
+from opam.engine.crops import CropBatches
 from opam.engine.scoring import score_crops, score_crops_shared
 from opam.engine.training.loop import train
 from opam.engine.training.params import TrainingParams
@@ -81,7 +81,8 @@ def test_scores_are_those_of_the_cpu_but_for_rounding(
         execution = ExecutionParams(device=device, workers=0, batch_size=8)
         paths = photographs["path"].tolist()
         if scorer == "exact":
-            scores = score_crops(network, paths, boxes, 32, 0.9, execution, "scoring")
+            batches = CropBatches(paths, boxes, 32, 8, fraction=0.9)
+            scores = score_crops(network, batches, execution, "scoring")
         else:
             scores = score_crops_shared(network, paths, boxes, 32, execution, "scoring")
         found[device] = np.concatenate(list(scores))[:, 0, 0]
@@ -95,8 +96,7 @@ def test_features_of_probes_are_those_of_the_cpu_but_for_rounding(
     photographs: pd.DataFrame,
 ) -> None:
     boxes = list(whole_images(photographs)[BOX].to_numpy()[:, None])
-    items = PhotographCrops(photographs["path"].tolist(), boxes, 64)
-    crops = torch.cat(list(load_ahead(items, workers=0)))
+    crops = CropBatches(photographs["path"].tolist(), boxes, 64, len(boxes))[0]
     backbone = new_network().backbone.eval()
     found = []
     for device in ("cpu", "cuda"):

@@ -19,9 +19,10 @@ from opam.photographs.decoding.images import (
     SIGNATURES,
     NotAPhotograph,
     decode_image,
+    decode_photograph,
     ignored,
     read_image,
-    read_with_range,
+    read_photograph,
 )
 from opam.pipeline.errors import OpamError
 
@@ -427,7 +428,7 @@ def test_the_largest_of_sixteen_bits_is_told(
     tmp_path: Path, content: bytes, largest: int | None
 ) -> None:
     (tmp_path / "a").write_bytes(content)
-    assert read_with_range(tmp_path / "a")[1] == largest
+    assert read_photograph(tmp_path / "a").largest == largest
 
 
 @pytest.mark.parametrize(("bits", "scale"), [(16, 257), (12, 16)])
@@ -443,7 +444,7 @@ def test_the_largest_of_colours_of_sixteen_bits(bits: int, scale: int, bands: st
     for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
         content += struct.pack(">I", len(body)) + name + body
         content += struct.pack(">I", zlib.crc32(name + body))
-    image, largest = images._decoded(content, "a")
+    image, *_, largest = decode_photograph(content, "a")
     assert largest is not None
     assert 2**bits - 256 <= largest < 2**bits
     assert abs(int(image.max()) - (255 * scale >> 8)) <= 1

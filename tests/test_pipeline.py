@@ -54,6 +54,7 @@ EXPECTED: dict[str, list[str]] = {
     "execution.workers": [],
     "execution.batch_size": [],
     "execution.shard_size": [],
+    "execution.decoded_gigabytes": [],
     "execution.deterministic": [],
     "execution.compile": [],
     "execution.tensorboard": [],
@@ -72,6 +73,7 @@ EXPECTED: dict[str, list[str]] = {
     "prepare.on_bad_image": ALL[1:],
     "prepare.duplicates": ALL[1:],
     "prepare.bursts": ALL[1:],
+    "prepare.max_side": ALL[1:],
     "backbone.name": ["colocalize", *FROM_FILTERNET, *BASELINES],
     "backbone.weights": ["colocalize", *FROM_FILTERNET, *BASELINES],
     **{
@@ -227,6 +229,7 @@ CODE: dict[str, list[str]] = {
     "app/classifier": ["compare"],
     "app/": [],
     "engine/crops": CROPPED,
+    "engine/forward": [*BASELINES, *CLASSNETS, "colocalize", "fit_probes"],
     "engine/scoring": ["score_patches", "score_images", "compare", *BASELINES],
     "engine/training/": [*TRAINED, *BASELINES],
     "evaluation/cost": ["compare", *BASELINES],
@@ -363,7 +366,7 @@ def test_what_lies_outside_is_known_by_its_content(
     lock.write_text(lock.read_text() + "moto==2\n")
     assert reproduce(stand_in) == ["record_environment"]
     lock.write_text(lock.read_text().replace("torch==1", "torch==2"))
-    # Before the rest runs: a stand-in of prepare, which uses torch, writes something else each time.
+    # Before the rest runs: a stand-in of prepare, which uses torch, writes something else.
     assert reproduce(stand_in, "record_environment") == ["record_environment"]
     touched = {*Repo(stand_in).status()}
     assert "train_filternet" in touched

@@ -17,12 +17,15 @@ from opam.photographs.preparation import (
     check_photographs,
     leave_out_bad,
     make_manifest,
+    scaled,
     validation_mask,
 )
 from opam.pipeline.artifacts import GT_BOX, read_json, read_table
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
 
 ROOT = Path(__file__).parents[1]
+EXECUTION = ExecutionParams(workers=1, decoded_gigabytes=0)
 
 
 @given(
@@ -55,6 +58,23 @@ GOOD = [
     ("d", "crow", "test"),
     ("e", "crow", "train"),
 ]
+
+
+def test_boxes_and_keypoints_shrink_with_their_photographs() -> None:
+    table = images(*GOOD[:3]).assign(
+        width=[50, 50, 25], height=[40, 40, 20], full_width=[50, 200, 50], full_height=[40, 160, 40]
+    )
+    for name, value in zip(GT_BOX, (8, 12, 41, 40), strict=True):
+        table[name] = pd.array([value, value, pd.NA], dtype="Int32")
+    points = pd.DataFrame([("a", "beak", 20.0, 30.0, True), ("c", "beak", 20.0, 30.0, True)])
+    points.columns = ["image_id", "part", "x", "y", "visible"]
+    boxes, keypoints = scaled(table, points)
+    assert boxes[GT_BOX].to_numpy(object, na_value=None).tolist() == [
+        [8, 12, 41, 40],
+        [2, 3, 10, 10],
+        [None] * 4,
+    ]
+    assert keypoints[["x", "y"]].to_numpy().tolist() == [[5.0, 7.5], [20.0, 30.0]]
 
 
 def test_labels_follow_the_class_names_and_rows_the_image_ids() -> None:
@@ -105,7 +125,7 @@ def test_bad_photographs_are_all_named_or_left_out(tmp_path: Path) -> None:
     paths = sorted(map(str, tmp_path.rglob("*.jpg")))
     table = pd.DataFrame({"image_id": paths, "path": paths})
     table["class_name"] = [Path(path).parent.name for path in paths]
-    checked = table.join(check_photographs(table, workers=1))
+    checked = table.join(check_photographs(table, 1600, EXECUTION))
     with pytest.raises(OpamError, match=r"(?s)2 of 10 .*auk/1\.jpg.*crow/2\.jpg"):
         leave_out_bad(checked, "stop")
     good, skipped = leave_out_bad(checked, "skip")
@@ -173,11 +193,11 @@ def test_sixteen_bits_that_are_never_used_are_told(
         Image.fromarray(values).save(paths[-1], kind)
     table = pd.DataFrame({"path": paths})
     if told is None:
-        checked = check_photographs(table, 1)
+        checked = check_photographs(table, 1600, EXECUTION)
         assert list(checked) == [*Descriptor._fields]
         assert (checked["problem"] == "").all()
         return
     with pytest.raises(OpamError) as raised:
-        check_photographs(table, 1)
+        check_photographs(table, 1600, EXECUTION)
     assert str(raised.value).startswith(f"{paths[1]}: {told}")
     assert f"{len(largest)} in all" in str(raised.value)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from opam.method.saliency import (
     CROP_FRACTION,
-    class_activation_map,
+    class_activation_maps,
     merge_views,
+    predicted_class_maps,
     ten_crops,
     to_image,
 )
@@ -30,17 +31,28 @@ def literal_bilinear(cam: np.ndarray, height: int, width: int) -> np.ndarray:
     return scaled
 
 
-def test_the_map_is_the_weighted_sum_of_the_features() -> None:
-    rng = np.random.default_rng(0)
-    features, weights = rng.normal(size=(5, 3, 4)), rng.normal(size=5)
-    expected = np.zeros((3, 4))
-    for channel in range(5):
-        for y in range(3):
-            for x in range(4):
-                expected[y, x] += weights[channel] * features[channel, y, x]
-    cam = class_activation_map(features.astype(np.float32), weights.astype(np.float32))
-    assert cam.dtype == np.float32
-    np.testing.assert_allclose(cam, expected, rtol=1e-5, atol=1e-5)
+def test_class_activation_maps_are_weighted_sums() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 4, 5, generator=generator)
+    weights = torch.randn(2, 3, generator=generator)
+    maps = class_activation_maps(features, weights)
+    for b, y, x in np.ndindex(2, 4, 5):
+        literal = sum(weights[b, d].item() * features[b, d, y, x].item() for d in range(3))
+        assert maps[b, y, x].item() == pytest.approx(literal, abs=1e-5)
+
+
+def test_all_views_of_a_photograph_choose_its_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, 4, 3, 3, generator=generator)
+    weights, bias = torch.randn(5, 4, generator=generator), torch.randn(5, generator=generator)
+    logits = features.mean((2, 3)) @ weights.T + bias
+    labels, maps = predicted_class_maps(features, logits, weights, views=3)
+    assert labels.tolist() == [int(logits[:3].sum(0).argmax()), int(logits[3:].sum(0).argmax())]
+    assert maps.shape == (2, 3, 3, 3)
+    for view in range(6):
+        own = weights[labels[view // 3]]
+        expected = class_activation_maps(features[view][None], own[None])[0]
+        assert torch.allclose(maps[view // 3, view % 3], expected, atol=1e-5)
 
 
 def test_its_mean_is_the_logit_of_a_pooled_linear_head() -> None:
@@ -51,8 +63,8 @@ def test_its_mean_is_the_logit_of_a_pooled_linear_head() -> None:
         head.weight.copy_(torch.randn(3, 16, generator=generator))
         logits = head(features.mean((2, 3)))[0] - head.bias
     for label in range(3):
-        cam = class_activation_map(features[0].numpy(), head.weight[label].detach().numpy())
-        assert cam.mean() == pytest.approx(float(logits[label]), abs=1e-5)
+        cam = class_activation_maps(features, head.weight[[label]].detach())
+        assert cam.mean().item() == pytest.approx(float(logits[label]), abs=1e-5)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,5 +9,5 @@ NETWORKS = {
 }
 """File of each network, by what it answers for; "probes" for the original and the object."""
 
-FORMAT = 6
+FORMAT = 7
 BUNDLE = "bundle.json"

@@ -6,31 +6,45 @@ classes and the parameters of the steps. `stages/export_bundle.py` writes it; it
 else of the project's data.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from joblib import Parallel, delayed
-from PIL import Image
 
 from opam.app.bundle import BUNDLE, FORMAT, NETWORKS
-from opam.engine.crops import centre_boxes, cut
+from opam.engine.crops import CropBatches
+from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import by_cluster, probabilities
 from opam.method.alignment import assign_parts
-from opam.method.colocalization import ColocalizationParams, object_map
+from opam.method.colocalization import ColocalizationParams, object_maps
 from opam.method.fusion import BRANCHES, FUSED, PROBE, Rule, branch_answers
 from opam.method.objects import ObjectParams, chosen_map, find_object
 from opam.method.parts import PartParams, choose_parts
 from opam.method.proposals import ProposalParams, propose
-from opam.method.saliency import SaliencyParams, merged_cam, ten_crops, to_image
+from opam.method.saliency import (
+    SaliencyParams,
+    merge_views,
+    predicted_class_maps,
+    ten_crops,
+    to_image,
+)
 from opam.networks.cam_network import read_network
 from opam.networks.probe_network import read_probes
-from opam.photographs.decoding.images import read_image, to_rgb
+from opam.photographs.decoding.images import (
+    Photograph,
+    bounded_size,
+    read_photograph,
+    resized,
+    to_rgb,
+)
 from opam.pipeline.artifacts import read_json
-from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import section_of
 
@@ -41,8 +55,12 @@ STEPS: dict[str, Any] = {
     "objects": ObjectParams,
     "parts": PartParams,
     "mirrored": bool,
+    "max_side": int,
 }
-"""Sections of params.yaml that a bundle carries."""
+"""Parameters that a bundle carries: sections of params.yaml, ``mirrored``, prepare's max_side."""
+
+Image = np.ndarray | PIL.Image.Image | str | Path | Photograph
+"""RGB uint8 H x W x 3, a Pillow image, a path, or what is decoded from one."""
 
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -51,6 +69,19 @@ def read_branch(bundle: Path, branch: str) -> tuple[Any, dict[str, Any]]:
     """Load a bundle's network for a key of `NETWORKS`, and its settings; raises as its reader."""
     read = read_probes if branch.endswith("probes") else read_network
     return read(bundle / f"{NETWORKS[branch]}.safetensors")
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """A photograph before any network sees it.
+
+    Attributes:
+        photograph: at most max_side pixels a side.
+        proposals: int32 N x 4, patches, pixels of it.
+    """
+
+    photograph: Photograph
+    proposals: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -105,6 +136,7 @@ class Classifier:
             name: section_of(content, f"params.{name}", kind, path / BUNDLE)
             for name, kind in STEPS.items()
         }
+        self.digest = digest_of(path)
         self.execution = execution
         self.device = prepare_device(execution)
         self.networks: dict[str, Any] = {}
@@ -119,41 +151,61 @@ class Classifier:
             self.networks[branch] = network.to(self.device)
 
     @classmethod
-    def load(cls, path: str | Path = "data/bundle", device: str = "auto") -> "Classifier":
+    def load(
+        cls,
+        path: str | Path = "data/bundle",
+        device: str = "auto",
+        workers: int = 2,
+        batch_size: int = 64,
+    ) -> "Classifier":
         """Load a bundle.
 
         Args:
             path: folder that `export_bundle` wrote.
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
+            workers: threads that read photographs and cut crops.
+            batch_size: crops that go through a network together.
 
         Raises:
             OpamError: files are missing, damaged, or do not fit each other.
         """
         if device not in ("auto", "cpu", "cuda"):
             raise OpamError(f"device: unknown '{device}'; use auto, cpu or cuda")
-        return cls(Path(path), ExecutionParams.model_validate({"device": device}))
+        how = {"device": device, "workers": workers, "batch_size": batch_size}
+        return cls(Path(path), ExecutionParams.model_validate(how))
 
-    def __call__(self, image: np.ndarray | Image.Image | str | Path) -> Classification:
-        """Classify one photograph: RGB uint8 H x W x 3, a Pillow image, or a path.
+    def __call__(self, image: Image) -> Classification:
+        """Classify one photograph.
 
         Raises:
             OpamError: the file cannot be read, or the array is no RGB photograph.
         """
         return self.classify([image])[0]
 
-    def classify(
-        self, images: Sequence[np.ndarray | Image.Image | str | Path]
-    ) -> list[Classification]:
+    def classify(self, images: Sequence[Image]) -> list[Classification]:
         """Classify several photographs at once; their order stays.
 
         Raises:
             OpamError: as for one.
         """
-        if not images:
-            return []
-        photographs = [as_array(image) for image in images]
         workers = Parallel(n_jobs=max(1, self.execution.workers), prefer="threads")
-        proposals = workers(delayed(propose)(each, self.steps["proposals"]) for each in photographs)
+        return self.classify_looked_at(workers(delayed(self.look)(image) for image in images))
+
+    def look(self, image: Image) -> LookedAt:
+        """Read a photograph and propose its patches: all that needs no network.
+
+        Raises:
+            OpamError: the file cannot be read, or the array is no RGB photograph.
+        """
+        photograph = as_photograph(image, self.steps["max_side"])
+        return LookedAt(photograph, propose(photograph.pixels, self.steps["proposals"]))
+
+    def classify_looked_at(self, looked_at: Sequence[LookedAt]) -> list[Classification]:
+        """Classify photographs that were looked at; their order stays."""
+        if not looked_at:
+            return []
+        photographs = [each.photograph.pixels for each in looked_at]
+        proposals = [each.proposals for each in looked_at]
         sizes = np.array([image.shape[1::-1] for image in photographs])
         cams = self._cams(photographs)
         common = self._common_maps(photographs)
@@ -172,7 +224,7 @@ class Classifier:
         clusters = self._clusters(photographs, parts)
 
         whole = [np.array([[0, 0, *size]]) for size in sizes]
-        first = [np.zeros(1, dtype=np.int64)] * len(images)
+        first = [np.zeros(1, dtype=np.int64)] * len(whole)
         by_parts = self._scores("part", photographs, parts, clusters)
         own = {
             "original": self._scores("original", photographs, whole, first)[0],
@@ -194,56 +246,73 @@ class Classifier:
                 int(label),
                 self.classes[label],
                 {name: each[i] for name, each in scores.items()},
-                boxes[i],
-                parts[i],
+                in_file(boxes[i], looked_at[i].photograph),
+                in_file(parts[i], looked_at[i].photograph),
                 clusters[i],
                 *fallbacks[i],
             )
             for i, label in enumerate(labels)
         ]
 
-    @torch.inference_mode()
+    def _batches(
+        self,
+        images: list[np.ndarray],
+        boxes: list[np.ndarray],
+        size: int,
+        mirrored: list[bool] | None = None,
+        **shown: Any,
+    ) -> CropBatches:
+        group = len(mirrored or "1")
+        return CropBatches(
+            *(range(len(images)), boxes, size, whole_groups(group, self.execution), mirrored),
+            **shown,
+            read=images.__getitem__,
+        )
+
+    def _forward(
+        self, network: Any, function: Any, batches: CropBatches, group: int = 1
+    ) -> list[np.ndarray]:
+        """What ``function`` gives of all crops, each of its results joined."""
+        found = forward(network, function, batches, self.execution, "", group=group, shown=False)
+        return [np.concatenate(each) for each in zip(*found, strict=True)]
+
     def _cams(self, images: list[np.ndarray]) -> list[np.ndarray]:
         network, params = self.networks["original"], self.steps["saliency"]
         boxes, mirrored = ten_crops()
-        weights = network.head.weight.float().cpu().numpy()
-        found = []
-        for image in images:
-            shown = boxes * np.tile(image.shape[1::-1], 2)
-            crops = cut(image, shown, params.input_size, mirrored).to(self.device)
-            with autocast(self.device):
-                features = network.backbone(crops).float()
-                logits = network.head(features.mean((2, 3))).float()
-            _, cam = merged_cam(
-                features.cpu().numpy(), logits.cpu().numpy(), weights, params.map_size
-            )
-            found.append(cam)
-        return found
 
-    @torch.inference_mode()
-    def _common_maps(self, images: list[np.ndarray]) -> list[np.ndarray | None]:
+        def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            features, logits = network.maps_and_logits(crops)
+            return predicted_class_maps(features, logits, network.head.weight.double(), len(boxes))
+
+        every = [boxes] * len(images)
+        views = self._batches(images, every, params.input_size, mirrored, unit=True)
+        _, maps = self._forward(network, maps_of, views, len(boxes))
+        return [merge_views(each, boxes, mirrored, params.map_size) for each in maps]
+
+    def _common_maps(self, images: list[np.ndarray]) -> Sequence[np.ndarray | None]:
         if self.steps["objects"].map != "colocalization":
             return [None] * len(images)
         backbone, params = self.networks["probes"].backbone, self.steps["colocalization"]
-        found: list[np.ndarray | None] = []
-        for image in images:
-            boxes = np.repeat(WHOLE, 2, axis=0) * np.tile(image.shape[1::-1], 2)
-            crops = cut(image, boxes, params.input_size, [False, True]).to(self.device)
-            with autocast(self.device):
-                views = backbone.feature_maps(crops, params.layer).float().cpu().numpy()
-            found.append(object_map(views, self.mean, self.component))
-        return found
 
-    @torch.inference_mode()
+        def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
+            features = backbone.feature_maps(crops, params.layer)
+            return (object_maps(features, self.mean, self.component),)
+
+        every = [np.repeat(WHOLE, 2, axis=0)] * len(images)
+        views = self._batches(images, every, params.input_size, [False, True], unit=True)
+        [maps] = self._forward(backbone, maps_of, views, 2)
+        return list(maps)
+
     def _clusters(self, images: list[np.ndarray], parts: list[np.ndarray]) -> list[np.ndarray]:
-        found = []
-        for image, boxes in zip(images, parts, strict=True):
-            size = self.settings["original"]["input_size"]
-            crops = cut(image, boxes, size).to(self.device)
-            with autocast(self.device):
-                responses = self.networks["original"].neuron_responses(crops, self.response)
-            found.append(assign_parts(responses.float().cpu().numpy(), self.clusters))
-        return found
+        network = self.networks["original"]
+
+        def responses_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
+            return (network.neuron_responses(crops, self.response),)
+
+        batches = self._batches(images, parts, self.settings["original"]["input_size"])
+        [responses] = self._forward(network, responses_of, batches)
+        own = np.split(responses, np.cumsum(batches.counts)[:-1])
+        return [assign_parts(each, self.clusters) for each in own]
 
     def _scores(
         self,
@@ -253,31 +322,53 @@ class Classifier:
         heads: list[np.ndarray],
     ) -> np.ndarray:
         """Float heads x B x C: by the crops of each head, their mean."""
-        settings = self.settings[branch]
-        size, fraction = settings["input_size"], settings["input_size"] / settings["resize"]
-        crops = [
-            cut(image, centre_boxes(each, fraction), size)
-            for image, each in zip(images, boxes, strict=True)
-        ]
-        shown = torch.cat(crops).to(self.device)
-        every = probabilities(self.networks[branch], shown, self.steps["mirrored"]).cpu().numpy()
+        network, settings = self.networks[branch], self.settings[branch]
+
+        def scored(crops: torch.Tensor) -> tuple[torch.Tensor]:
+            return (probabilities(network, crops, self.steps["mirrored"]),)
+
+        fraction = settings["input_size"] / settings["resize"]
+        batches = self._batches(images, boxes, settings["input_size"], fraction=fraction)
+        [every] = self._forward(network, scored, batches)
         own = every[np.arange(len(every)), np.concatenate(heads)]
-        return by_cluster(own, heads, self.networks[branch].heads)
+        return by_cluster(own, heads, network.heads)
 
 
-def as_array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
-    """uint8 H x W x 3, RGB.
+def digest_of(bundle: Path) -> str:
+    """SHA-256 of a bundle's files, hexadecimal; raises `OpamError` where one is missing."""
+    found = hashlib.sha256()
+    try:
+        for name in (BUNDLE, *(f"{each}.safetensors" for each in NETWORKS.values())):
+            with (bundle / name).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise OpamError(f"{bundle / name}: {error.strerror}; export the bundle anew") from None
+    return found.hexdigest()
+
+
+def as_photograph(image: Image, side: int) -> Photograph:
+    """A photograph of at most ``side`` pixels a side.
 
     Raises:
         OpamError: the file cannot be read, the array has another shape or type, or a Pillow image
             has samples of unknown range (`opam.photographs.decoding.depth`).
     """
+    if isinstance(image, Photograph):
+        return image
     if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        return read_photograph(image, side)
+    if isinstance(image, PIL.Image.Image):
+        image = np.asarray(to_rgb(image))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise OpamError(
             f"photograph: an array of {image.dtype} {image.shape}; give uint8 height x width x 3"
         )
-    return image
+    height, width = image.shape[:2]
+    return Photograph(resized(image, bounded_size(width, height, side)), width, height, None)
+
+
+def in_file(boxes: np.ndarray, photograph: Photograph) -> np.ndarray:
+    """Boxes in ``photograph.pixels``, ... x 4, in pixels of the file: int32."""
+    rows, columns = photograph.pixels.shape[:2]
+    factors = np.array([photograph.width / columns, photograph.height / rows] * 2)
+    return np.rint(boxes * factors).astype(np.int32)

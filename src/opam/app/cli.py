@@ -64,15 +64,21 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="classes a photograph")] = 5,
     device: OnDevice = Device.auto,
+    workers: Annotated[
+        int, typer.Option(min=0, max=256, help="threads that read photographs and cut crops")
+    ] = 2,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=4096, help="crops that go through a network together")
+    ] = 64,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
 ) -> None:
     """Label photographs: class, probabilities of every branch, object and parts.
 
     A photograph that cannot be read gets a row with the error; all others are done, and the
-    exit code is 1.
+    exit code is 1. A prediction with `--out` that was killed goes on where it stood.
     """
     from opam.app.classifier import Classifier
-    from opam.app.predict import find_photographs, summary, table_of, write_rows
+    from opam.app.predict import columns, find_photographs, summary, write_csv, write_predictions
     from opam.app.predict import predict as rows_of
 
     if out is not None and out.suffix not in FORMATS:
@@ -80,16 +86,17 @@ def predict(
     paths, left_out = find_photographs(photographs)
     if left_out:
         print(f"left out: {summary(left_out)}", file=sys.stderr)
-    rows = list(rows_of(Classifier.load(bundle, device.value), paths, top, overlay, quiet))
+    classifier = Classifier.load(bundle, device.value, workers, batch_size)
     if out is None:
-        print(table_of(rows).to_csv(index=False), end="")
+        rows = rows_of(classifier, paths, top, overlay, quiet)
+        written = write_csv(sys.stdout, rows, columns(classifier, top))
+        broken = [str(row["error"]) for row in written if row["error"]]
     else:
-        write_rows(out, rows)
-    broken = [row for row in rows if row["error"]]
-    for row in broken:
-        print(f"error: {row['error']}", file=sys.stderr)
+        broken = write_predictions(out, classifier, paths, top, overlays=overlay, quiet=quiet)
+    for error in broken:
+        print(f"error: {error}", file=sys.stderr)
     if broken:
-        raise OpamError(f"{len(broken)} of {len(rows)} photographs could not be read")
+        raise OpamError(f"{len(broken)} of {len(paths)} photographs could not be read")
 
 
 @app.command(rich_help_panel="With a trained bundle")

@@ -1,16 +1,23 @@
 """Classify the photographs of a folder or a list: a row each, and drawings where asked for."""
 
+import csv
+import json
 import os
-from collections import Counter
+import sys
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, count, islice
 from pathlib import Path, PurePath
+from typing import Any, TextIO
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from opam.app.classifier import Classification, Classifier
+from opam.app.classifier import Classification, Classifier, LookedAt
+from opam.engine.crops import load_ahead
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.images import NotAPhotograph, ignored, image_format, read_image
 from opam.pipeline.artifacts import BOX, atomic
@@ -18,8 +25,12 @@ from opam.pipeline.errors import OpamError
 from opam.pipeline.progress import progress
 from opam.report.panels import COLOURS, write
 
-BATCH = 8
-"""Photographs that go through the networks together."""
+CROPS = 8
+"""Of a photograph at a time; so many go together that a batch is full."""
+ROWS = 1024
+"""Rows of a parquet row group."""
+
+Row = dict[str, Any]
 
 
 def find_photographs(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
@@ -94,8 +105,10 @@ def predict(
     top: int,
     overlays: Path | None = None,
     quiet: bool = False,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Row]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
+
+    Photographs are read ahead of the networks, a bounded number of them.
 
     Args:
         classifier: a loaded bundle.
@@ -108,26 +121,39 @@ def predict(
         OpamError: a drawing cannot be written.
     """
     names = drawing_names(paths)
-    for batch in _batches(paths if quiet else progress(paths, len(paths), "predict")):
-        images, errors = {}, {}
-        for path in batch:
-            try:
-                images[path] = read_image(path)
-            except OpamError as error:
-                errors[path] = str(error)
-        found = dict(zip(images, classifier.classify(list(images.values())), strict=True))
-        for path in batch:
-            if path in errors:
-                yield {"photograph": str(path), "error": errors[path]}
-                continue
-            yield row(path, found[path], classifier.classes, top)
-            if overlays is not None:
-                drawing = overlay(images[path], found[path])
-                with atomic(overlays / names[path]) as temporary:
-                    drawing.save(temporary, "JPEG", quality=90)
+    together = max(1, classifier.execution.batch_size // CROPS)
+
+    def looked_at(number: int) -> list[LookedAt | OpamError]:
+        return [_look(classifier, path) for path in paths[number : number + together]]
+
+    starts = range(0, len(paths), together)
+    loaded = load_ahead(looked_at, starts, classifier.execution.workers)
+
+    def rows() -> Iterator[Row]:
+        for start, looks in zip(starts, loaded, strict=True):
+            good = [each for each in looks if isinstance(each, LookedAt)]
+            found = iter(classifier.classify_looked_at(good))
+            for path, look in zip(paths[start:], looks, strict=False):
+                if isinstance(look, OpamError):
+                    yield {"photograph": str(path), "error": str(look)}
+                    continue
+                own = next(found)
+                if overlays is not None:
+                    with atomic(overlays / names[path]) as temporary:
+                        overlay(read_image(path), own).save(temporary, "JPEG", quality=90)
+                yield row(path, own, classifier.classes, top)
+
+    yield from rows() if quiet else progress(rows(), len(paths), "predict")
 
 
-def row(path: Path, found: Classification, classes: list[str], top: int) -> dict[str, object]:
+def _look(classifier: Classifier, path: Path) -> LookedAt | OpamError:
+    try:
+        return classifier.look(path)
+    except OpamError as error:
+        return error
+
+
+def row(path: Path, found: Classification, classes: list[str], top: int) -> Row:
     """One photograph's result, flat.
 
     Returns:
@@ -136,7 +162,7 @@ def row(path: Path, found: Classification, classes: list[str], top: int) -> dict
         to ``object_y1``; for p = 0.. ``part_p_cluster, part_p_x0`` to ``part_p_y1``; and which
         rule stood in where object or parts were not to be found.
     """
-    values: dict[str, object] = {"photograph": str(path), "error": None, "class": found.class_name}
+    values: Row = {"photograph": str(path), "error": None, "class": found.class_name}
     best = np.argsort(-found.probabilities["fused"], kind="stable")[:top]
     for rank, label in enumerate(best, start=1):
         values[f"top_{rank}"] = classes[label]
@@ -181,30 +207,132 @@ def drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def table_of(rows: list[dict[str, object]]) -> pd.DataFrame:
-    """Rows as a table; whole numbers stay whole beside photographs that could not be read."""
-    table = pd.DataFrame(rows)
-    whole = [name for name in map(str, table) if name.endswith((*BOX, "_cluster"))]
-    return table.astype(dict.fromkeys(whole, "Int64"))
+def columns(classifier: Classifier, top: int) -> list[str]:
+    """Names of the values of a `row`, in order."""
+    best = range(1, min(top, len(classifier.classes)) + 1)
+    tops = [[f"top_{k}", *(f"top_{k}_{name}" for name in ("fused", *BRANCHES))] for k in best]
+    parts = [
+        [f"part_{p}_cluster", *(f"part_{p}_{side}" for side in BOX)]
+        for p in range(classifier.steps["parts"].n_parts)
+    ]
+    return [
+        *("photograph", "error", "class"),
+        *chain(*tops),
+        *(f"object_{side}" for side in BOX),
+        *chain(*parts),
+        *("object_fallback", "part_fallback"),
+    ]
 
 
-def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write rows as .csv, .jsonl or, with any other ending, parquet.
+def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> Iterator[Row]:
+    """Write rows as they come, with a header of ``names``; yields each when it is written."""
+    to = csv.DictWriter(file, names, lineterminator="\n")
+    to.writeheader()
+    for each in rows:
+        to.writerow(each)
+        file.flush()
+        yield each
+
+
+def write_predictions(
+    path: Path, classifier: Classifier, paths: Sequence[Path], top: int, **shown: Any
+) -> list[str]:
+    """Write the rows of `predict` as .csv, .jsonl or, with any other ending, parquet.
+
+    Rows go to ``PATH.part`` as they come, a JSON object a line; a prediction that was killed goes
+    on behind them, unless the bundle, ``top`` or the photographs changed since.
+
+    Args:
+        path: of the table.
+        classifier: a loaded bundle.
+        paths: of the photographs.
+        top: so many classes a row.
+        shown: other arguments of `predict`.
+
+    Returns:
+        What is wrong with photographs that could not be read.
+
+    Raises:
+        OpamError: a file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    begun = {"bundle": classifier.digest, "top": top}
+    done, end = _done(part, begun, paths)
+    if done:
+        print(f"{part}: {done} photographs are done", file=sys.stderr, flush=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("r+" if done else "w", encoding="utf-8") as file:
+            file.seek(end)
+            file.truncate()
+            if not done:
+                file.write(f"{json.dumps(begun)}\n")
+            rest = paths[done:]
+            for each, found in zip(rest, predict(classifier, rest, top, **shown), strict=True):
+                file.write(f"{json.dumps([_state(each), found])}\n")
+                file.flush()
+    except OSError as error:
+        raise OpamError(f"{part}: cannot be written ({error.strerror}); correct it") from None
+    write_rows(path, _rows(part), columns(classifier, top))
+    errors = [str(each["error"]) for each in _rows(part) if each["error"]]
+    part.unlink()
+    return errors
+
+
+def _state(path: Path) -> str:
+    """A file's name, and what changes when it is written anew."""
+    try:
+        found = path.stat()
+        return f"{path} {found.st_size} {found.st_mtime_ns}"
+    except OSError:
+        return str(path)
+
+
+def _done(part: Path, begun: dict[str, object], paths: Sequence[Path]) -> tuple[int, int]:
+    """How many of ``paths`` an earlier prediction has rows of, and where in the file they end."""
+    done = end = 0
+    with suppress(OSError, ValueError, IndexError, TypeError), part.open("rb") as file:
+        if json.loads(first := file.readline()) != begun:
+            return 0, 0
+        end = len(first)
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)[0] != _state(paths[done]):
+                break
+            done, end = done + 1, end + len(line)
+    return (done, end) if done else (0, 0)
+
+
+def _rows(part: Path) -> Iterator[Row]:
+    with part.open(encoding="utf-8") as file:
+        next(file)
+        for line in file:
+            yield json.loads(line)[1]
+
+
+def write_rows(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
+    """Write rows as .csv, .jsonl or, with any other ending, parquet, with columns ``names``.
 
     Raises:
         OpamError: the file cannot be written.
     """
-    table = table_of(rows)
     with atomic(path) as temporary:
         if path.suffix == ".csv":
-            table.to_csv(temporary, index=False)
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                deque(write_csv(file, rows, names), maxlen=0)
         elif path.suffix == ".jsonl":
-            table.to_json(temporary, orient="records", lines=True, force_ascii=False)
+            with temporary.open("w", encoding="utf-8") as file:
+                for each in rows:
+                    full = {name: each.get(name) for name in names}
+                    file.write(f"{json.dumps(full, ensure_ascii=False)}\n")
         else:
-            table.to_parquet(temporary, index=False)
+            schema = pa.schema([(name, _type(name)) for name in names])
+            waiting = iter(rows)
+            with pq.ParquetWriter(temporary, schema) as to:
+                while some := list(islice(waiting, ROWS)):
+                    to.write_table(pa.Table.from_pylist(some, schema))
 
 
-def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    waiting = iter(paths)
-    while batch := list(islice(waiting, BATCH)):
-        yield batch
+def _type(name: str) -> pa.DataType:
+    if name.endswith((*BOX, "_cluster")):
+        return pa.int32()
+    return pa.float64() if name.endswith(("fused", *BRANCHES)) else pa.string()

@@ -8,9 +8,10 @@ computed first, so that nothing is blurred twice.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,9 +21,14 @@ import torch
 from opam.photographs.decoding.images import read_image
 from opam.pipeline.artifacts import BOX
 
+Read = Callable[[Any], np.ndarray]
+"""A photograph by its path, uint8 H x W x 3, RGB: `Photographs`, say."""
 FloatBox = tuple[float, float, float, float]
-Item = TypeVar("Item")
-Made = TypeVar("Made", covariant=True)
+Made = TypeVar("Made")
+AHEAD = 1 << 30
+"""Bytes that wait ahead of the network, at most."""
+HELD = 8
+"""Photographs whose pixels are held while their crops are cut."""
 
 
 def shown_box(box: Sequence[float], fraction: float, across: float, down: float) -> FloatBox:
@@ -73,14 +79,6 @@ def cut(
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-class Items(Protocol[Made]):
-    """What has a length, and items by their number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Made: ...
-
-
 class TrainingCrops:
     """Crops of a sample table, each at random place and mirror, or centred.
 
@@ -94,6 +92,7 @@ class TrainingCrops:
         seed_and_epoch: drawn from in training; None centres every crop.
         min_area: area of a random crop, over that of ``input_size`` in ``resize``, at least;
             drawn evenly from here to 1.
+        read: gives the photographs.
     """
 
     def __init__(
@@ -103,6 +102,7 @@ class TrainingCrops:
         resize: int,
         seed_and_epoch: tuple[int, int] | None,
         min_area: float = 1.0,
+        read: Read = read_image,
     ) -> None:
         self.paths = samples["path"].tolist()
         self.boxes = samples[BOX].to_numpy(np.float64)
@@ -112,6 +112,7 @@ class TrainingCrops:
         self.fraction = input_size / resize
         self.seed_and_epoch = seed_and_epoch
         self.min_area = min_area
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -124,45 +125,85 @@ class TrainingCrops:
             mirror = bool(generator.random() < 0.5)
             fraction *= math.sqrt(generator.uniform(self.min_area, 1.0))
         box = shown_box(self.boxes[row], fraction, across, down)
-        crops = cut(read_image(self.paths[row]), np.array([box]), self.input_size, [mirror])
+        crops = cut(self.read(self.paths[row]), np.array([box]), self.input_size, [mirror])
         return crops[0], int(self.labels[row]), int(self.heads[row])
 
 
-class PhotographCrops:
-    """All crops of one photograph, decoded once: item i is uint8 N_i x 3 x size x size.
+class CropBatches:
+    """Crops of many photographs in batches: item i is uint8 B x 3 x size x size, the last smaller.
+
+    Batches run over the photographs' borders.
 
     Args:
-        paths: one photograph an item.
-        boxes: one float N_i x 4 array an item, in pixels of the photograph; with ``unit``,
-            in 0..1 of its sides.
+        paths: one photograph an item, by whatever ``read`` takes.
+        boxes: one N_i x 4 array an item, in pixels of the photograph; with ``unit``, in 0..1 of
+            its sides. N_i may be 0.
         size: side of a crop in pixels.
+        batch_size: crops a batch, B.
         mirrored: which of an item's crops are mirrored (same for all items), or None.
         unit: boxes are given in 0..1.
+        fraction: shown part of each box's sides, centred.
+        read: gives the photographs.
     """
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[Any],
         boxes: Sequence[np.ndarray],
         size: int,
+        batch_size: int,
         mirrored: Sequence[bool] | None = None,
         unit: bool = False,
+        fraction: float = 1.0,
+        read: Read = read_image,
     ) -> None:
         self.paths = paths
         self.boxes = boxes
         self.size = size
-        self.mirrored = mirrored
+        self.batch_size = batch_size
+        self.mirrored = None if mirrored is None else np.asarray(mirrored, dtype=bool)
         self.unit = unit
+        self.fraction = fraction
+        # A photograph whose crops fill several batches is not decoded for each.
+        self.read = lru_cache(maxsize=HELD)(read)
+        self.counts = np.array([len(each) for each in boxes], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return math.ceil(self.counts.sum() / self.batch_size)
 
-    def __getitem__(self, item: int) -> torch.Tensor:
-        image = read_image(self.paths[item])
-        boxes = np.asarray(self.boxes[item], dtype=np.float64)
-        if self.unit:
-            boxes = boxes * np.tile(image.shape[1::-1], 2)
-        return cut(image, boxes, self.size, self.mirrored)
+    def rows(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """`batch_rows` of a batch."""
+        return batch_rows(number, self.counts, self.batch_size)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        photograph, row = self.rows(number)
+        borders = np.flatnonzero(np.diff(photograph)) + 1
+        crops = []
+        for item, rows in zip(photograph[np.r_[0, borders]], np.split(row, borders), strict=True):
+            image = self.read(self.paths[item])
+            boxes = np.asarray(self.boxes[item], dtype=np.float64)[rows]
+            if self.unit:
+                boxes = boxes * np.tile(image.shape[1::-1], 2)
+            mirrored = None if self.mirrored is None else self.mirrored[rows]
+            crops.append(cut(image, centre_boxes(boxes, self.fraction), self.size, mirrored))
+        return torch.cat(crops)
+
+
+def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which crops a batch of `CropBatches` holds.
+
+    Args:
+        batch: its number, from 0.
+        counts: int N, crops of each photograph.
+        batch_size: crops a batch.
+
+    Returns:
+        For each crop the photograph's index, and the crop's index within the photograph.
+    """
+    before = np.cumsum([0, *counts])
+    rows = np.arange(batch * batch_size, min((batch + 1) * batch_size, before[-1]))
+    photograph = np.searchsorted(before[1:], rows, side="right")
+    return photograph, rows - before[photograph]
 
 
 def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
@@ -170,22 +211,31 @@ def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
     return np.array([shown_box(box, fraction, 0.5, 0.5) for box in boxes]).reshape(-1, 4)
 
 
-def load_ahead(items: Items[Item], workers: int) -> Iterator[Item]:
-    """Yield all items in order, made by ``workers`` threads ahead of time; by none where 0.
+def load_ahead(
+    make: Callable[[int], Made], numbers: Iterable[int], workers: int, size: int = 0
+) -> Iterator[Made]:
+    """Yield what ``make`` makes of each number, in order and ahead of time.
 
     Threads, not processes: decoding and resizing run outside Python's lock, and what they give
     need not be copied from one process to another.
+
+    Args:
+        make: called with a number.
+        numbers: in this order.
+        workers: threads; 0: nothing is made ahead.
+        size: bytes of what is made; not more than `AHEAD` of them wait, but for one.
     """
     cv2.setNumThreads(1)  # the threads share the cores already
     if workers == 0:
-        yield from (items[number] for number in range(len(items)))
+        yield from map(make, numbers)
         return
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Item]] = deque()
+    waiting: deque[Future[Made]] = deque()
+    most = max(1, min(2 * workers, AHEAD // max(1, size)))
     try:
-        for number in range(len(items)):
-            waiting.append(pool.submit(items.__getitem__, number))
-            if len(waiting) > 2 * workers:
+        for number in numbers:
+            waiting.append(pool.submit(make, number))
+            if len(waiting) > most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -7,22 +7,24 @@ sees things; so each crop is taken from the size at which it is nearer to what e
 shows.
 """
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from opam.engine.crops import PhotographCrops, centre_boxes, load_ahead
+from opam.engine.crops import CropBatches, Read, load_ahead
+from opam.engine.forward import forward
 from opam.networks.cam_network import CamNetwork
 from opam.photographs.decoding.images import read_image
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
-from opam.pipeline.errors import OpamError
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.progress import progress
+
+if TYPE_CHECKING:
+    from opam.networks.probe_network import ProbeNetwork
 
 Scoring = Literal["exact", "shared"]
 """How patches are scored: each by itself, or from feature maps that they share."""
@@ -37,70 +39,32 @@ SAMPLES = 2
 
 
 def score_crops(
-    network: CamNetwork,
-    paths: Sequence[str],
-    boxes: Sequence[np.ndarray],
-    size: int,
-    fraction: float,
+    network: "CamNetwork | ProbeNetwork",
+    batches: CropBatches,
     execution: ExecutionParams,
     description: str,
-    first_batch: int = 0,
+    first: int = 0,
     mirrored: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Score all crops of all photographs in order: yields float32 B x heads x C, batch by batch.
-
-    Batches run over the photographs' borders. Photographs are decoded once each and scored as
-    they come; no more than a batch waits. A batch that the GPU's memory does not hold is halved.
+    """Score crops in order: yields float32 B x heads x C, batch by batch.
 
     Args:
         network: in evaluation mode.
-        paths: one photograph an item.
-        boxes: int N_i x 4 an item, in pixels; N_i may be 0.
-        size: side of a crop as the network sees it.
-        fraction: shown part of each box's sides, centred (see `opam.engine.crops`).
-        execution: device, threads, workers, batch size B; the last batch may be smaller.
+        batches: of crops.
+        execution: device, threads, workers.
         description: shown with the progress.
-        first_batch: where to begin.
+        first: batch to begin with.
         mirrored: a crop's scores are the mean with those of its mirror image.
 
     Raises:
         OpamError: not one crop fits the GPU's memory.
     """
-    device = prepare_device(execution)
-    network.to(device)
-    before = np.cumsum([0, *map(len, boxes)])
-    first_crop = first_batch * execution.batch_size
-    first = int(np.searchsorted(before[1:], first_crop, side="right"))
-    shown = [centre_boxes(each, fraction) for each in boxes[first:]]
-    if shown:
-        shown[0] = shown[0][first_crop - before[first] :]
-    crops = load_ahead(PhotographCrops(paths[first:], shown, size), execution.workers)
-    crops = progress(crops, len(shown), description)
-    limit = execution.batch_size
-    for batch in _batches(crops, execution.batch_size):
-        scores = None
-        while scores is None:
-            try:
-                parts = [
-                    probabilities(network, part.to(device), mirrored).cpu().numpy()
-                    for part in torch.split(batch, limit)
-                ]
-                scores = np.concatenate(parts)
-            except torch.cuda.OutOfMemoryError:
-                if limit == 1:
-                    raise OpamError(
-                        f"{description}: one crop of {size} pixels does not fit the GPU's memory; "
-                        "free it, or set execution.device: cpu"
-                    ) from None
-            if scores is None:
-                limit //= 2
-                torch.cuda.empty_cache()
-                print(
-                    f"{description}: GPU memory is full, on with {limit} crops a batch",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        yield scores
+
+    def scored(crops: torch.Tensor) -> tuple[torch.Tensor]:
+        return (probabilities(network, crops, mirrored),)
+
+    for (found,) in forward(network, scored, batches, execution, description, first):
+        yield found
 
 
 def score_crops_shared(
@@ -111,6 +75,7 @@ def score_crops_shared(
     execution: ExecutionParams,
     description: str,
     first: int = 0,
+    read: Read = read_image,
 ) -> Iterator[np.ndarray]:
     """Score all crops of each photograph in order from feature maps that they share.
 
@@ -122,17 +87,23 @@ def score_crops_shared(
         execution: device, threads, workers.
         description: shown with the progress.
         first: photograph to begin with.
+        read: gives the photographs.
 
     Yields:
         Of each photograph, float32 N_i x heads x C.
     """
     device = prepare_device(execution)
     network.to(device)
-    photographs = WholePhotographs(paths[first:], [round(size * each) for each in SHARED_SIDES])
-    loaded = load_ahead(photographs, execution.workers)
-    for item, (views, sides) in enumerate(
-        progress(loaded, len(photographs), description), start=first
-    ):
+    view_sides = [round(size * each) for each in SHARED_SIDES]
+
+    def views_of(item: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        return whole_views(read(paths[item]), view_sides)
+
+    items = range(first, len(paths))
+    largest = sum(3 * (side + STRIDE) ** 2 for side in view_sides)
+    loaded = load_ahead(views_of, items, execution.workers, largest)
+    shown = progress(loaded, len(items), description)
+    for item, (views, sides) in zip(items, shown, strict=True):
         crops = torch.from_numpy(np.asarray(boxes[item], dtype=np.float32)).view(-1, 4)
         scores = torch.zeros(len(crops), network.heads, network.classes)
         scales = [
@@ -174,86 +145,58 @@ def pooled_probabilities(
     return logits.softmax(2).cpu()
 
 
-class WholePhotographs:
-    """Photographs at several sizes: item i is a list of uint8 3 x H x W, and its width and height.
+def whole_views(
+    image: np.ndarray, sides: Sequence[int]
+) -> tuple[list[torch.Tensor], tuple[int, int]]:
+    """A photograph at several sizes.
 
     Args:
-        paths: one photograph an item.
+        image: uint8 H x W x 3.
         sides: of the longer side, pixels; both are rounded to whole `STRIDE`.
+
+    Returns:
+        A list of uint8 3 x h x w, and the photograph's width and height.
     """
-
-    def __init__(self, paths: Sequence[str], sides: Sequence[int]) -> None:
-        self.paths = paths
-        self.sides = sides
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, item: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
-        image = read_image(self.paths[item])
-        height, width = image.shape[:2]
-        views = []
-        for side in self.sides:
-            columns, rows = (
-                max(1, round(each * side / max(width, height) / STRIDE)) * STRIDE
-                for each in (width, height)
-            )
-            way = cv2.INTER_AREA if columns < width else cv2.INTER_LINEAR
-            pixels = cv2.resize(image, (columns, rows), interpolation=way)
-            views.append(torch.from_numpy(pixels).permute(2, 0, 1))
-        return views, (width, height)
+    height, width = image.shape[:2]
+    views = []
+    for side in sides:
+        columns, rows = (
+            max(1, round(each * side / max(width, height) / STRIDE)) * STRIDE
+            for each in (width, height)
+        )
+        way = cv2.INTER_AREA if columns < width else cv2.INTER_LINEAR
+        pixels = cv2.resize(image, (columns, rows), interpolation=way)
+        views.append(torch.from_numpy(pixels).permute(2, 0, 1))
+    return views, (width, height)
 
 
 def predict(
     network: torch.nn.Module,
-    paths: Sequence[str],
-    boxes: Sequence[np.ndarray],
-    size: int,
+    batches: CropBatches,
     execution: ExecutionParams,
     description: str,
     mirrored: bool = False,
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Predict one crop a photograph by a system: yields batches of what a `Prediction` holds.
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Predict crops by a system: gives batches of what a `Prediction` holds.
 
     Args:
         network: in evaluation mode; gives a `opam.systems.prediction.Prediction`.
-        paths: one photograph an item.
-        boxes: float 1 x 4 an item, the crop, in pixels.
-        size: side of a crop as the network sees it.
-        execution: device, threads, workers, batch size.
+        batches: of crops.
+        execution: device, threads, workers.
         description: shown with the progress.
         mirrored: probabilities are the mean with those of the mirror image.
 
-    Yields:
-        Probabilities, float32 B x C, and regions in 0..1 of the crop, float32 B x R x 4 or None.
-    """
-    device = prepare_device(execution)
-    network.to(device)
-    crops = load_ahead(PhotographCrops(paths, boxes, size), execution.workers)
-    crops = progress(crops, len(paths), description)
-    for batch in _batches(crops, execution.batch_size):
-        with torch.inference_mode(), autocast(device):
-            found = [network(view) for view in _views(batch.to(device), mirrored)]
-        own = [each.logits.float().softmax(1) for each in found]
-        scores, regions = torch.stack(own).mean(0), found[0].boxes
-        yield scores.cpu().numpy(), None if regions is None else regions.float().cpu().numpy()
-
-
-def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which crops a batch of `score_crops` holds.
-
-    Args:
-        batch: its number, from 0.
-        counts: int N, crops of each photograph.
-        batch_size: crops a batch.
-
     Returns:
-        For each crop the photograph's index, and the crop's index within the photograph.
+        Probabilities, float32 B x C, and regions in 0..1 of the crop, float32 B x R x 4; R may
+        be 0.
     """
-    before = np.cumsum([0, *counts])
-    rows = np.arange(batch * batch_size, min((batch + 1) * batch_size, before[-1]))
-    photograph = np.searchsorted(before[1:], rows, side="right")
-    return photograph, rows - before[photograph]
+
+    def predicted(crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = [network(view) for view in _views(crops, mirrored)]
+        own = [each.logits.float().softmax(1) for each in found]
+        return torch.stack(own).mean(0), found[0].boxes
+
+    return forward(network, predicted, batches, execution, description)
 
 
 def by_cluster(probabilities: np.ndarray, clusters: Sequence[np.ndarray], count: int) -> np.ndarray:
@@ -278,7 +221,9 @@ def by_cluster(probabilities: np.ndarray, clusters: Sequence[np.ndarray], count:
     return np.where(counts[..., None] > 0, own, every[:, None]).swapaxes(0, 1)
 
 
-def probabilities(network: CamNetwork, crops: torch.Tensor, mirrored: bool) -> torch.Tensor:
+def probabilities(
+    network: "CamNetwork | ProbeNetwork", crops: torch.Tensor, mirrored: bool
+) -> torch.Tensor:
     """Softmax of crops, float32 N x heads x C.
 
     Args:
@@ -286,25 +231,9 @@ def probabilities(network: CamNetwork, crops: torch.Tensor, mirrored: bool) -> t
         crops: uint8 N x 3 x S x S.
         mirrored: the mean with the mirror images' is given.
     """
-    with torch.inference_mode(), autocast(crops.device):
-        found = [network(view).float().softmax(2) for view in _views(crops, mirrored)]
+    found = [network(view).float().softmax(2) for view in _views(crops, mirrored)]
     return torch.stack(found).mean(0)
 
 
 def _views(crops: torch.Tensor, mirrored: bool) -> list[torch.Tensor]:
     return [crops, crops.flip(3)] if mirrored else [crops]
-
-
-def _batches(items: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
-    """Join N_i x ... tensors and cut them anew into batches of ``size``, the last one smaller."""
-    waiting: list[torch.Tensor] = []
-    for item in items:
-        waiting.append(item)
-        if sum(map(len, waiting)) >= size:
-            joined = torch.cat(waiting)
-            full = len(joined) // size * size
-            for start in range(0, full, size):
-                yield joined[start : start + size]
-            waiting = [joined[full:]]
-    if sum(map(len, waiting)):
-        yield torch.cat(waiting)

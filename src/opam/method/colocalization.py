@@ -12,18 +12,19 @@ With the vectors' mean m and first principal component v (of length 1):
 
     M(x, y) = (f(x, y) - m) . v
 
->>> bird = np.zeros((2, 3, 3))
->>> bird[0, 1, 1], bird[1] = 4.0, 1.0
->>> mean, component = principal_component([bird, bird])
->>> project(bird, mean, component).round(1)
-array([[-0.4, -0.4, -0.4],
-       [-0.4,  3.6, -0.4],
-       [-0.4, -0.4, -0.4]], dtype=float32)
+>>> birds = torch.zeros(2, 2, 3, 3)
+>>> birds[:, 0, 1, 1], birds[:, 1] = 4.0, 1.0
+>>> mean, component = principal_component([moments(birds)])
+>>> project(birds[:1], mean, component).numpy().round(1)
+array([[[-0.4, -0.4, -0.4],
+        [-0.4,  3.6, -0.4],
+        [-0.4, -0.4, -0.4]]], dtype=float32)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from opam.pipeline.params import Params
@@ -38,27 +39,44 @@ class ColocalizationParams(Params):
     input_size: int = Field(320, ge=32, le=2048, description="side of a photograph in pixels")
 
 
-def principal_component(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def moments(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `principal_component` must know of some photographs; of more it is the sum.
+
+    Args:
+        maps: float B x C x h x w.
+
+    Returns:
+        float64 1, 1 x C and 1 x C x C: number, sum, and sum of products of the feature vectors;
+        1 and 1 x C: number and sum of those at the photographs' borders.
+    """
+    places = maps.double().flatten(2)
+    inner = torch.zeros(maps.shape[2:], dtype=torch.bool, device=maps.device)
+    inner[1:-1, 1:-1] = True
+    edges = places[:, :, ~inner.flatten()]
+    vectors = places.transpose(0, 1).flatten(1)
+    count, edge_count = (
+        torch.tensor([each.shape[0] * each.shape[2]], dtype=torch.float64, device=maps.device)
+        for each in (places, edges)
+    )
+    products = (vectors @ vectors.T)[None]
+    return count, vectors.sum(1)[None], products, edge_count, edges.sum((0, 2))[None]
+
+
+def principal_component(found: Iterable[Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and first principal component of the feature vectors at all places.
 
     Args:
-        features: float C x h x w a photograph; each is looked at once and let go.
+        found: `moments` of all photographs; each is looked at once and let go.
 
     Returns:
         float64 C and float64 C; the component has length 1, and on the borders of the
         photographs the mean projection is not above 0.
     """
-    count, total, products = 0, np.zeros(()), np.zeros(())
-    edge_count, edge_total = 0, np.zeros(())
-    for maps in features:
-        vectors = maps.reshape(len(maps), -1).astype(np.float64)
-        count += vectors.shape[1]
-        total = total + vectors.sum(1)
-        products = products + vectors @ vectors.T
-        inner = np.zeros(maps.shape[1:], dtype=bool)
-        inner[1:-1, 1:-1] = True
-        edge_count += int((~inner).sum())
-        edge_total = edge_total + maps[:, ~inner].sum(1, dtype=np.float64)
+    sums: list[np.ndarray] = []
+    for each in found:
+        own = [np.asarray(value).sum(0) for value in each]
+        sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
+    count, total, products, edge_count, edge_total = sums
     mean = total / count
     _, components = np.linalg.eigh(products / count - np.outer(mean, mean))
     first = components[:, -1]
@@ -66,25 +84,26 @@ def principal_component(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.
     return mean, -first if outwards else first
 
 
-def project(features: np.ndarray, mean: np.ndarray, component: np.ndarray) -> np.ndarray:
-    """The map of a photograph, float32 h x w: its feature vectors on the component.
+def project(features: torch.Tensor, mean: np.ndarray, component: np.ndarray) -> torch.Tensor:
+    """The maps of photographs, float32 B x h x w: their feature vectors on the component.
 
     Args:
-        features: float C x h x w.
+        features: float B x C x h x w.
         mean: float C.
         component: float C.
     """
-    centred = features - mean[:, None, None]
-    return np.einsum("chw,c->hw", centred, component, dtype=np.float64).astype(np.float32)
+    direction = torch.from_numpy(component).to(features.device)
+    along = torch.einsum("bchw,c->bhw", features.double(), direction)
+    return (along - float(mean @ component)).float()
 
 
-def object_map(views: np.ndarray, mean: np.ndarray, component: np.ndarray) -> np.ndarray:
-    """`project` of a photograph and its mirror image, merged: float32 h x w.
+def object_maps(views: torch.Tensor, mean: np.ndarray, component: np.ndarray) -> torch.Tensor:
+    """`project` of photographs and their mirror images, merged: float32 P x h x w.
 
     Args:
-        views: float 2 x C x h x w, as it is and mirrored.
+        views: float (P * 2) x C x h x w, each photograph as it is and mirrored.
         mean: float C.
         component: float C.
     """
-    plain, mirrored = views
-    return project((plain + mirrored[:, :, ::-1]) / 2, mean, component)
+    projected = project(views, mean, component)
+    return (projected[::2] + projected[1::2].flip(2)) / 2

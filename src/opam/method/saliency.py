@@ -4,18 +4,22 @@ Of the feature maps f_u under the global average and the linear layer's weights 
 
     M_c(x, y) = sum over u of w_u^c f_u(x, y)
 
->>> features = np.array([[[0.0, 1.0]], [[2.0, 0.0]]])
->>> class_activation_map(features, weights=np.array([1.0, 0.25]))
-array([[0.5, 1. ]], dtype=float32)
+>>> features = np.array([[[[0.0, 1.0]], [[2.0, 0.0]]]])
+>>> class_activation_maps(features, weights=np.array([[1.0, 0.25]]))
+array([[[0.5, 1. ]]])
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from pydantic import Field
 
 from opam.pipeline.params import Params
+
+Array = Any
+"""NumPy's or torch's: maps are made where the network is."""
 
 
 class SaliencyParams(Params):
@@ -45,17 +49,39 @@ def ten_crops() -> tuple[np.ndarray, list[bool]]:
     return np.tile(boxes, (2, 1)), [False] * len(boxes) + [True] * len(boxes)
 
 
-def class_activation_map(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def class_activation_maps(features: Array, weights: Array) -> Array:
     """``M_c = sum_u w_u^c f_u`` (paper, section III-B).
 
     Args:
-        features: float C x h x w, the maps under global average pooling.
-        weights: float C, the linear layer's weights of class c.
+        features: float B x C x h x w, the maps under global average pooling.
+        weights: float B x C, the linear layer's weights of one class an image.
 
     Returns:
-        float32 h x w; its mean is the class's logit without bias.
+        float B x h x w; the mean of a map is the class's logit without bias.
     """
-    return np.einsum("chw,c->hw", features, weights, dtype=np.float64).astype(np.float32)
+    batch, channels, height, width = features.shape
+    maps = weights[:, None] @ features.reshape(batch, channels, -1)
+    return maps.reshape(batch, height, width)
+
+
+def predicted_class_maps(
+    features: Array, logits: Array, weights: Array, views: int
+) -> tuple[Array, Array]:
+    """The class that all views of a photograph together ask for, and its map in each view.
+
+    Args:
+        features: float (P * V) x C x h x w, a network's maps of the views of P photographs.
+        logits: float (P * V) x classes.
+        weights: float classes x C, of the linear layer.
+        views: V.
+
+    Returns:
+        int P labels, and float P x V x h x w.
+    """
+    labels = logits.reshape(-1, views, logits.shape[1]).mean(1).argmax(1)
+    photographs = np.arange(len(features)) // views
+    maps = class_activation_maps(features, weights[labels][photographs])
+    return labels, maps.reshape(-1, views, *maps.shape[1:])
 
 
 def merge_views(
@@ -84,26 +110,6 @@ def merge_views(
     merged = np.full((size, size), (total[seen] / count[seen]).min())
     merged[seen] = total[seen] / count[seen]
     return merged.astype(np.float32)
-
-
-def merged_cam(
-    features: np.ndarray, logits: np.ndarray, weights: np.ndarray, size: int
-) -> tuple[int, np.ndarray]:
-    """The class that all of a photograph's `ten_crops` together ask for, and its merged map.
-
-    Args:
-        features: float 10 x C x h x w, a network's maps of each crop.
-        logits: float 10 x classes.
-        weights: float classes x C, of the linear layer.
-        size: cells a side of the map.
-
-    Returns:
-        The predicted label, and float32 size x size.
-    """
-    boxes, mirrored = ten_crops()
-    label = int(logits.mean(0).argmax())
-    cams = [class_activation_map(view, weights[label]) for view in features]
-    return label, merge_views(cams, boxes, mirrored, size)
 
 
 def to_image(cam: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -32,6 +32,11 @@ class CamNetwork(nn.Module):
         pooled = self.backbone(images).mean((2, 3))
         return self.head(pooled).view(-1, self.heads, self.classes)
 
+    def maps_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of uint8 B x 3 x H x W images: float64 B x channels x h x w, float B x (heads * C)."""
+        maps = self.backbone(images).float()
+        return maps.double(), self.head(maps.mean((2, 3))).float()
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What is pretrained, and the linear layers."""
         return {

@@ -11,8 +11,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from opam.photographs.decoding.archive import read_file
-from opam.photographs.decoding.images import NotAPhotograph, read_with_range
+from opam.photographs.decoding.images import NotAPhotograph, decoded, photograph_file
 from opam.pipeline.errors import OpamError
 
 SMALL = 32
@@ -31,7 +30,9 @@ class Descriptor(NamedTuple):
     """One photograph.
 
     Attributes:
-        width, height: upright, pixels; 0 where it cannot be decoded.
+        width, height: upright, pixels, as it is looked at; 0 where it cannot be decoded.
+        full_width, full_height: as the file has it.
+        sha256: digest of the file, hexadecimal.
         problem: why it cannot; empty where all is well.
         is_photograph: false where the content is of no image format.
         largest: the largest of its samples of 16 bits; not a number where it has none.
@@ -45,6 +46,9 @@ class Descriptor(NamedTuple):
 
     width: int = 0
     height: int = 0
+    full_width: int = 0
+    full_height: int = 0
+    sha256: str = ""
     problem: str = ""
     is_photograph: bool = True
     largest: float = float("nan")
@@ -57,10 +61,15 @@ class Descriptor(NamedTuple):
     camera: str = ""
 
 
-def describe(path: str) -> Descriptor:
-    """Decode a photograph and say what is to be kept of it; never fails."""
+def describe(path: str, side: int, gigabytes: float) -> Descriptor:
+    """Decode a photograph and say what is to be kept of it; never fails.
+
+    The arguments are those of `opam.photographs.decoding.images.decoded`.
+    """
     try:
-        image, largest = read_with_range(path)
+        content = photograph_file(path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        image, full_width, full_height, largest = decoded(path, side, gigabytes, sha256)
     except OpamError as error:
         return Descriptor(problem=str(error), is_photograph=not isinstance(error, NotAPhotograph))
     height, width = image.shape[:2]
@@ -71,6 +80,7 @@ def describe(path: str) -> Descriptor:
     return Descriptor(
         width,
         height,
+        *(full_width, full_height, sha256),
         "",
         True,
         float("nan") if largest is None else float(largest),
@@ -79,7 +89,7 @@ def describe(path: str) -> Descriptor:
         _hash(picture[:, ::-1]),
         cv2.resize(picture, (SMALL, SMALL), interpolation=cv2.INTER_AREA),
         written.tobytes(),
-        *taken_by(read_file(path)),
+        *taken_by(content),
     )
 
 

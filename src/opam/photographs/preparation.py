@@ -12,6 +12,7 @@ from opam.photographs.decoding.depth import unused_depth
 from opam.photographs.descriptors import Descriptor, describe
 from opam.photographs.folds import validation_mask
 from opam.pipeline.artifacts import GT_BOX
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import Params
 from opam.pipeline.progress import progress
@@ -30,6 +31,11 @@ class PrepareParams(Params):
         lt=1,
         description="where no val is given: share of each class's training photographs set aside",
     )
+    max_side: int = Field(
+        1600,
+        ge=32,
+        description="a photograph whose longer side has more pixels is scaled down to so many",
+    )
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="skip: leave bad photographs out and list them in data/skipped.csv"
     )
@@ -46,12 +52,15 @@ class PrepareParams(Params):
     )
 
 
-def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
-    """Decode every photograph once.
+def check_photographs(
+    images: pd.DataFrame, max_side: int, execution: ExecutionParams
+) -> pd.DataFrame:
+    """Decode every photograph, and keep its pixels for all that follows.
 
     Args:
         images: with ``path``.
-        workers: processes.
+        max_side: pixels that the longer side has at most.
+        execution: processes; disk space for the pixels.
 
     Returns:
         The fields of `descriptors.Descriptor` on the same index; ``problem`` is empty where
@@ -60,8 +69,9 @@ def check_photographs(images: pd.DataFrame, workers: int) -> pd.DataFrame:
     Raises:
         OpamError: the photographs have samples of 16 bits, of which all use fewer.
     """
-    jobs = (delayed(describe)(path) for path in images["path"])
-    found = Parallel(n_jobs=max(1, workers), return_as="generator")(jobs)
+    how = max_side, execution.decoded_gigabytes
+    jobs = (delayed(describe)(path, *how) for path in images["path"])
+    found = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
     rows = list(progress(found, len(images), "checking photographs"))
     checked = pd.DataFrame(rows, columns=Descriptor._fields, index=images.index)
     if told := unused_depth(checked["largest"].to_numpy(float)):
@@ -178,6 +188,27 @@ def make_manifest(
             f"dataset: {len(outside)} boxes lie outside their photographs; correct them{listed}"
         )
     return manifest, classes
+
+
+def scaled(images: pd.DataFrame, keypoints: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Boxes and keypoints in pixels of the photographs as they are looked at.
+
+    Args:
+        images: with the true boxes in pixels of the files, and of `check_photographs` the sizes.
+        keypoints: ``image_id, part, x, y, visible`` in pixels of the files.
+    """
+    factors = {
+        "x": images["width"] / images["full_width"],
+        "y": images["height"] / images["full_height"],
+    }
+    boxes = {name: images[name] * factors[name[-2]] for name in GT_BOX}
+    boxes = {
+        name: values.astype("Float64").round().astype("Int32") for name, values in boxes.items()
+    }
+    of_image = pd.DataFrame(factors).set_axis(images["image_id"])
+    own = of_image.reindex(keypoints["image_id"])
+    places = {axis: keypoints[axis] * own[axis].to_numpy() for axis in factors}
+    return images.assign(**boxes), keypoints.assign(**places)
 
 
 def skipped_table(

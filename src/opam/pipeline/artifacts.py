@@ -34,6 +34,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         "manifest": {
             **_ID,
             "path": pa.string(),
+            "sha256": pa.string(),
             "label": pa.int32(),
             "class_name": pa.string(),
             "split": pa.string(),
@@ -189,6 +190,21 @@ def read_json(path: Path) -> Any:
         raise OpamError(
             f"{path}: not valid JSON ({cause(error)}); remove it and run `dvc repro`"
         ) from None
+
+
+def map_rows(image_ids: np.ndarray, maps: Iterable[np.ndarray], name: str) -> pd.DataFrame:
+    """Rows of a table of maps: ``image_id, rows, columns``, and the cells of each under ``name``.
+
+    Args:
+        image_ids: N of str.
+        maps: N of float h x w.
+        name: of the column.
+    """
+    every = list(maps)
+    sizes = np.array([each.shape for each in every])
+    rows, columns = sizes[:, 0], sizes[:, 1]
+    cells = {name: [each.ravel() for each in every]}
+    return pd.DataFrame({"image_id": image_ids, "rows": rows, "columns": columns, **cells})
 
 
 def write_table(path: Path, schema: str, table: pd.DataFrame) -> None:

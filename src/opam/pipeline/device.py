@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -51,8 +52,14 @@ class ExecutionParams(Params):
     shard_size: int = Field(
         64,
         ge=1,
-        description="photographs (in scoring: batches) that are kept on disk together, for a run "
-        "that is killed; results do not depend on it",
+        description="batches (of proposals and parts: photographs) that are kept on disk together, "
+        "for a run that is killed; results do not depend on it",
+    )
+    decoded_gigabytes: float = Field(
+        20.0,
+        ge=0,
+        description="disk space on this machine for the pixels of decoded photographs, in "
+        "$OPAM_CACHE or ~/.cache/opam; 0: they are decoded each time",
     )
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"
@@ -84,13 +91,12 @@ def prepare_device(params: ExecutionParams) -> torch.device:
         OpamError: ``execution.device`` is cuda and there is none.
     """
     import torch
-    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(params.threads)
     if params.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    threadpool_limits(1, user_api="blas")
+    _one_blas_thread()
     _keep_freed_memory()
     available = torch.cuda.is_available()
     if params.device == "cuda" and not available:
@@ -99,6 +105,13 @@ def prepare_device(params: ExecutionParams) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cuda")
+
+
+@cache  # it takes a hundredth of a second
+def _one_blas_thread() -> None:
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, user_api="blas")
 
 
 def _keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ from opam.method.fusion import BRANCHES, PROBE, branch_answers
 from opam.method.objects import ObjectParams, chosen_map
 from opam.method.parts import Measure, PartParams, mean_saliency, qualifying
 from opam.method.saliency import to_image
-from opam.photographs.decoding.images import read_image
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import (
     BOX,
     GT_BOX,
@@ -98,7 +98,9 @@ def open_photograph(data: Path, image_id: str) -> Photograph:
     Raises:
         OpamError: it is not in the manifest; or the manifest or the file cannot be read.
     """
-    manifest = read_table(data / "manifest.parquet", "manifest").set_index("image_id")
+    manifest = read_table(data / "manifest.parquet", "manifest")
+    photographs = Photographs(manifest, gigabytes=0)
+    manifest = manifest.set_index("image_id")
     if image_id not in manifest.index:
         raise OpamError(
             f"{image_id}: not in {data / 'manifest.parquet'}; the closest there: "
@@ -110,7 +112,7 @@ def open_photograph(data: Path, image_id: str) -> Photograph:
     return Photograph(
         data,
         image_id,
-        read_image(str(row["path"])),
+        photographs(str(row["path"])),
         str(row["split"]),
         str(row["class_name"]),
         true_box,

@@ -11,9 +11,8 @@ class Prediction:
 
     Attributes:
         logits: float B x C.
-        boxes: float B x R x 4: x0, y0, x1, y1 in 0..1 of the image's sides, best first; None
-            where the method has no regions of its own.
+        boxes: float B x R x 4: x0, y0, x1, y1 in 0..1 of the image's sides, best first.
     """
 
     logits: torch.Tensor
-    boxes: torch.Tensor | None = None
+    boxes: torch.Tensor

@@ -20,7 +20,7 @@ import numpy as np
 
 from opam.app.classifier import Classification, Classifier
 from opam.method.fusion import BRANCHES
-from opam.photographs.decoding.images import decode_image
+from opam.photographs.decoding.images import Photograph, decode_photograph
 from opam.pipeline.errors import OpamError, cause
 from opam.report.panels import COLOURS
 
@@ -85,11 +85,12 @@ def create_app(classifier: Classifier, max_bytes: int) -> FastAPI:
     def classify(content: bytes) -> dict[str, Any]:
         with one_at_a_time:  # decoding too: the largest that is let through takes 5 GB
             try:
-                image = decode_image(content, "The photograph")
+                side = classifier.steps["max_side"]
+                photograph = decode_photograph(content, "The photograph", side)
             except OpamError as error:
                 raise HTTPException(400, str(error)) from None
             try:
-                return answer(image, classifier(image), classifier.classes)
+                return answer(photograph, classifier(photograph), classifier.classes)
             except Exception:
                 log.exception("a photograph could not be classified")
                 message = "The photograph could not be classified; the server's log says why"
@@ -141,11 +142,11 @@ async def uploaded(request: Request, max_bytes: int) -> bytes:
     return content
 
 
-def answer(image: np.ndarray, found: Classification, classes: list[str]) -> dict[str, Any]:
+def answer(photograph: Photograph, found: Classification, classes: list[str]) -> dict[str, Any]:
     """One photograph's classification as JSON.
 
     Args:
-        image: uint8 H x W x 3.
+        photograph: as it was decoded.
         found: what the classifier says of it.
         classes: names, by label.
 
@@ -158,8 +159,8 @@ def answer(image: np.ndarray, found: Classification, classes: list[str]) -> dict
     best = np.argsort(-found.probabilities["fused"], kind="stable")[:TOP]
     return {
         "class": found.class_name,
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "width": photograph.width,
+        "height": photograph.height,
         "object": {"box": found.object_box.tolist(), "fallback": found.object_fallback},
         "parts": [
             {"box": box.tolist(), "cluster": int(cluster)}

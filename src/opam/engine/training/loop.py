@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import TrainingCrops, load_ahead
+from opam.engine.crops import Read, TrainingCrops, load_ahead
 from opam.engine.training.freezing import freeze_batch_norm, freeze_until
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
 from opam.engine.training.params import TrainingParams, rate_factor
 from opam.networks.backbones.weights import state_digest
 from opam.photographs.decoding.archive import archive_of
+from opam.photographs.decoding.images import read_image
 from opam.pipeline.artifacts import write_json
 from opam.pipeline.checkpoints import read_checkpoint, write_checkpoint
 from opam.pipeline.curves import CURVES, TIME, live_curves
@@ -67,6 +68,7 @@ def train(
     seed: int,
     objective: Objective = CAM_OBJECTIVE,
     curves: Path | None = None,
+    read: Read = read_image,
 ) -> Trained:
     """Train ``network`` in place; it is left as the last epoch made it.
 
@@ -88,6 +90,7 @@ def train(
         seed: of order and augmentation.
         objective: losses in training and on val.
         curves: folder of the curves; ``data/curves/NAME`` when not given.
+        read: gives the photographs.
 
     Raises:
         OpamError: the loss is not finite, or the GPU's memory does not suffice.
@@ -122,7 +125,8 @@ def train(
             table = epoch_samples(epoch)
             order = np.random.default_rng([seed, epoch]).permutation(len(table))
             crops = TrainingCrops(
-                table.iloc[order], params.input_size, params.resize, (seed, epoch), params.min_area
+                *(table.iloc[order], params.input_size, params.resize),
+                *((seed, epoch), params.min_area, read),
             )
             network.train()
             frozen.eval()
@@ -133,7 +137,7 @@ def train(
             row = _epoch(name, network, optimizer, objective, shown, epoch, table, params)
             even_out_statistics(network)
             row["val_loss"], row["val_accuracy"] = evaluate(
-                network, val_samples, params, execution, device, objective.validation
+                network, val_samples, params, execution, device, objective.validation, read
             )
             history.append(row)
             log(row)
@@ -215,10 +219,11 @@ def evaluate(
     execution: ExecutionParams,
     device: torch.device,
     losses: Losses,
+    read: Read = read_image,
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of centred crops."""
     network.eval()
-    crops = TrainingCrops(table, params.input_size, params.resize, None)
+    crops = TrainingCrops(table, params.input_size, params.resize, None, read=read)
     plain = params.model_copy(update={"label_smoothing": 0.0})
     loss, correct = 0.0, 0.0
     for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, device):
@@ -236,7 +241,9 @@ def evaluate(
 def _batches(
     crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    for batch in load_ahead(_Batches(crops, batch_size, device.type == "cuda"), workers):
+    made = _Batches(crops, batch_size, device.type == "cuda")
+    size = batch_size * crops.input_size**2 * 3
+    for batch in load_ahead(made.__getitem__, range(len(made)), workers, size):
         images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
         yield images, labels, heads
 

@@ -110,7 +110,7 @@ def unused_depth(largest: np.ndarray) -> str | None:
     """What to tell of a set whose 16-bit photographs use 14 bits or fewer: they are dark.
 
     Args:
-        largest: float N, the largest value of each photograph of 16 bits (`read_with_range`);
+        largest: float N, the largest value of each photograph of 16 bits (`images.Photograph`);
             NaN for all others.
     """
     found = largest[np.isfinite(largest)]

@@ -1,16 +1,25 @@
 """Photographs: every file becomes an upright RGB array, the same everywhere."""
 
+import hashlib
 import io
 import re
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import cv2
 import numpy as np
+import pandas as pd
+import PIL
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from opam.photographs.decoding import depth
 from opam.photographs.decoding.archive import read_file
 from opam.photographs.decoding.depth import colour_largest, eight_bits, is_wide
+from opam.pipeline.copies import Copy, kept
 from opam.pipeline.errors import OpamError, cause
 
 MAX_PIXELS = 100_000_000
@@ -41,6 +50,7 @@ EITHER_BRANDS = {b"mif1", b"msf1"}
 
 SUBFILE, PHOTOMETRIC, DNG_VERSION = 254, 262, 50706
 PREVIEW = 1
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 SENSOR = (32803, 34892)
 """Photometric interpretations of what a camera's sensor measured."""
 
@@ -58,6 +68,22 @@ IGNORED = {
     "thumbs.db",
 }
 """Files and folders, in lower case, that systems leave in folders of photographs."""
+
+
+class Photograph(NamedTuple):
+    """A decoded photograph.
+
+    Attributes:
+        pixels: uint8 H x W x 3, RGB, upright.
+        width, height: of the upright photograph as the file has it; ``pixels`` may be smaller.
+        largest: of samples that are taken for full 16 bits, else None. A set in which none is
+            above 4095, say, has 12 bits in 16 (`depth.unused_depth`).
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    largest: int | None
 
 
 class NotAPhotograph(OpamError):  # noqa: N818
@@ -134,6 +160,11 @@ def _is_raw(file: BinaryIO, head: bytes) -> bool:
 
 
 def read_image(path: Path | str) -> np.ndarray:
+    """`read_photograph`'s pixels, uint8 H x W x 3, RGB, as many as the file has."""
+    return read_photograph(path).pixels
+
+
+def read_photograph(path: Path | str, side: int | None = None) -> Photograph:
     """Decode a photograph, whatever its ending.
 
     ``path`` may lie in an archive (`archive`). The formats are those of `SIGNATURES`, AVIF,
@@ -141,69 +172,82 @@ def read_image(path: Path | str) -> np.ndarray:
     EXIF orientation is applied; greyscale, CMYK, LAB and palettes become RGB; more than 8 bits a
     sample are scaled to 8 (`depth`); transparency is laid over white.
 
-    Returns:
-        uint8 H x W x 3, RGB.
+    Args:
+        path: of the file.
+        side: pixels that the longer side has at most; a larger photograph is scaled down. None:
+            it stays as it is.
 
     Raises:
         NotAPhotograph: as `image_format`.
         OpamError: missing, damaged, more than `MAX_PIXELS` pixels, or samples of unknown range.
     """
-    return read_with_range(path)[0]
+    return decode_photograph(photograph_file(path), str(path), side)
 
 
-def read_with_range(path: Path | str) -> tuple[np.ndarray, int | None]:
-    """`read_image`, and the largest value of samples that are taken for full 16 bits, else None.
+def photograph_file(path: Path | str) -> bytes:
+    """The bytes of a photograph's file.
 
-    A set in which none is above 4095, say, has 12 bits in 16 (`depth.unused_depth`).
+    Raises:
+        OpamError: missing, or not to be read.
     """
     try:
-        content = read_file(path)
+        return read_file(path)
     except FileNotFoundError:
         raise OpamError(f"{path}: photograph not found; restore it or run `dvc repro`") from None
     except OpamError:
         raise
     except Exception as error:  # a folder, say, or an impossible name
         raise _undecodable(str(path), cause(error)) from None
-    return _decoded(content, str(path))
 
 
 def decode_image(content: bytes, name: str) -> np.ndarray:
-    """Decode the bytes of a photograph, as `read_image` does.
+    """`decode_photograph`'s pixels, uint8 H x W x 3, RGB, as many as there are."""
+    return decode_photograph(content, name).pixels
+
+
+def decode_photograph(content: bytes, name: str, side: int | None = None) -> Photograph:
+    """Decode the bytes of a photograph, as `read_photograph` does.
 
     Args:
         content: of the file.
         name: what errors call it.
-
-    Returns:
-        uint8 H x W x 3, RGB.
+        side: as in `read_photograph`.
 
     Raises:
-        OpamError: as `read_image`.
+        OpamError: as `read_photograph`.
     """
-    return _decoded(content, name)[0]
-
-
-def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int | None]:
     kind = image_format(io.BytesIO(content), name)
     if kind == "HEIF":
         _register_heif(name)
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise OpamError(f"{name}: {pixels} pixels, more than {MAX_PIXELS}; scale it down")
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise OpamError(
+                    f"{name}: {width * height} pixels, more than {MAX_PIXELS}; scale it down"
+                )
             bits = _bits(image, content)
             tiles = getattr(image, "tile", None)
             first = tiles[0].args if tiles else None
             if bits == 16 and isinstance(first, tuple) and first[:1] == ("R",):
                 # Pillow reads these as 8 bits, into noise.
                 raise _undecodable(name, "a TIFF with 16-bit colours in uncompressed planes")
+            # Of a JPEG less is unpacked: an eighth of its sides, a quarter or a half.
+            size = bounded_size(width, height, side)
+            smaller = image.draft(None, size) if size != image.size else None
             image.load()
+            turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
             ImageOps.exif_transpose(image, in_place=True)
+            upright = image.size
+            if smaller:
+                upright = (height, width) if turned else (width, height)
             if is_wide(image):
                 grey, largest = eight_bits(image, name)
-                return np.asarray(grey.convert("RGB")), largest
-            return np.asarray(to_rgb(image)), colour_largest(image, bits)
+                pixels = np.asarray(grey.convert("RGB"))
+            else:
+                pixels, largest = np.asarray(to_rgb(image)), colour_largest(image, bits)
+            pixels = resized(pixels, bounded_size(*upright, side))
+            return Photograph(pixels, *upright, largest)
     except OpamError:
         raise
     except UnidentifiedImageError:
@@ -211,6 +255,21 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int | None]:
         raise _undecodable(name, why) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise _undecodable(name, cause(error)) from None
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image, uint8 H x W x 3, scaled down to a width and height."""
+    if size == pixels.shape[1::-1]:
+        return pixels
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def bounded_size(width: int, height: int, side: int | None) -> tuple[int, int]:
+    """Width and height of which the longer is at most ``side``; None bounds nothing."""
+    longer = max(width, height)
+    if side is None or longer <= side:
+        return width, height
+    return max(1, round(width * side / longer)), max(1, round(height * side / longer))
 
 
 def _bits(image: Image.Image, content: bytes) -> int | None:
@@ -251,3 +310,66 @@ def to_rgb(image: Image.Image, name: str = "photograph") -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+class Photographs:
+    """The photographs of a manifest, by path: uint8 H x W x 3, RGB, of the manifest's size.
+
+    Args:
+        manifest: with ``path, sha256, width, height``.
+        gigabytes: disk space for decoded photographs (`opam.pipeline.copies`).
+    """
+
+    def __init__(self, manifest: pd.DataFrame, gigabytes: float) -> None:
+        sides = manifest[["width", "height"]].max(axis=1)
+        self.known = dict(
+            zip(manifest["path"], zip(manifest["sha256"], sides, strict=True), strict=True)
+        )
+        self.gigabytes = gigabytes
+
+    def __call__(self, path: str) -> np.ndarray:
+        """Read one; one that is not in the manifest is decoded at its full size.
+
+        Raises:
+            OpamError: as `read_photograph`.
+        """
+        return decoded(*self.where(path)).pixels if path in self.known else read_image(path)
+
+    def where(self, path: str) -> tuple[str, int, float, str]:
+        """The arguments of `decoded`, for another process."""
+        sha256, side = self.known[path]
+        return path, int(side), self.gigabytes, sha256
+
+
+def decoded(path: str, side: int, gigabytes: float, sha256: str) -> Photograph:
+    """`read_photograph` from its copy, which is made where there is none (`opam.pipeline.copies`).
+
+    Args:
+        path: of the photograph.
+        side: as in `read_photograph`.
+        gigabytes: disk space for copies.
+        sha256: digest of its file, hexadecimal.
+
+    Raises:
+        OpamError: as `read_photograph`.
+    """
+
+    def make() -> Copy:
+        pixels, width, height, largest = read_photograph(path, side)
+        return pixels, (width, height, -1 if largest is None else largest)
+
+    def fits(copy: Copy) -> bool:
+        pixels, (width, height, _) = copy
+        return bounded_size(width, height, side) == pixels.shape[1::-1]
+
+    pixels, (width, height, largest) = kept(_version(), sha256, make, fits, gigabytes)
+    return Photograph(pixels, width, height, None if largest < 0 else largest)
+
+
+@cache
+def _version() -> str:
+    """Digest of what decodes: another version may give other pixels."""
+    code = [Path(module).read_bytes() for module in (__file__, str(depth.__file__))]
+    heif = find_spec("pillow_heif") and version("pillow-heif")
+    versions = (PIL.__version__, cv2.__version__, np.__version__, heif)
+    return hashlib.sha256(b"".join([*code, repr(versions).encode()])).hexdigest()[:16]

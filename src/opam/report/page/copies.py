@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from opam.photographs.decoding.images import Photographs
 from opam.report.page.photographs import picture
 
 GROUPS, MEMBERS = 20, 6
@@ -12,11 +13,12 @@ SIDE = 192
 """Longest side of their pictures, pixels."""
 
 
-def copy_groups(duplicates: pd.DataFrame) -> list[dict[str, Any]]:
+def copy_groups(duplicates: pd.DataFrame, read: Photographs) -> list[dict[str, Any]]:
     """Groups of copies, those that conflict with something first; at most `GROUPS`.
 
     Args:
         duplicates: data/duplicates.csv, empty cells as empty text.
+        read: gives the photographs.
 
     Returns:
         Of each group ``kind``, ``conflict``, ``count``, and of at most `MEMBERS` photographs
@@ -34,7 +36,7 @@ def copy_groups(duplicates: pd.DataFrame) -> list[dict[str, Any]]:
             "conflict": members["conflict"].iloc[0],
             "count": len(members),
             "photographs": [
-                {**row, "picture": picture(path, SIDE)}
+                {**row, "picture": picture(read(path), SIDE)}
                 for row, path in zip(
                     members[columns].head(MEMBERS).to_dict("records"), members["path"], strict=False
                 )

@@ -12,6 +12,7 @@ from joblib import Parallel, delayed
 
 from opam.method.objects import ObjectParams, chosen_map
 from opam.method.parts import PartParams
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, GT_BOX, atomic
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.progress import progress
@@ -41,12 +42,14 @@ class Run:
         scores: float N x C for each branch and ``fused``.
         objects: an objects table, indexed by image_id.
         parts: an aligned-parts table, indexed by image_id, equally many parts a photograph.
+        read: gives the pixels of the manifest's photographs.
     """
 
     photographs: pd.DataFrame
     scores: Mapping[str, np.ndarray]
     objects: pd.DataFrame
     parts: pd.DataFrame
+    read: Photographs
 
     def labels(self) -> np.ndarray:
         """The photographs' labels, int N."""
@@ -115,7 +118,7 @@ def found_photographs(
             values = cam.cam.reshape(cam.rows, cam.columns)
             shared = common.map.reshape(common.rows, common.columns)
             yield Found(
-                path=paths[position],
+                where=run.read.where(paths[position]),
                 size=(height, width),
                 cam=values,
                 object_map=chosen_map(values, shared, params),
@@ -151,6 +154,7 @@ def training_photographs(
     scored: Iterable[tuple[str, pd.DataFrame]],
     kept: Iterable[tuple[str, pd.DataFrame]],
     most: int,
+    read: Photographs,
 ) -> list[dict[str, Any]]:
     """Some training photographs with their pictures and their patches.
 
@@ -160,6 +164,7 @@ def training_photographs(
         scored: every training photograph's patches with confidences.
         kept: the patches that the filter kept.
         most: patches of a photograph that are shown (see `strongest_and_weakest`).
+        read: gives the photographs.
     """
     ranks = {image_id: set(patches["rank"]) for image_id, patches in kept if image_id in chosen}
     found: list[dict[str, Any]] = []
@@ -174,7 +179,7 @@ def training_photographs(
                 "id": image_id,
                 "label": int(row["label"]),
                 "size": [int(row["width"]), int(row["height"])],
-                "picture": picture(row["path"]),
+                "picture": picture(read(row["path"])),
                 "patches": [
                     [*box, per_mille(confidence), int(rank in mine)]
                     for box, rank, confidence in zip(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from opam.method.parts import Measure, PartParams, mean_saliency, qualifying
 from opam.method.saliency import to_image
-from opam.photographs.decoding.images import read_image
+from opam.photographs.decoding.images import decoded
 from opam.pipeline.artifacts import BOX
 
 LONGEST_SIDE = 384
@@ -35,7 +35,7 @@ class Found:
     """What the stages found in one photograph.
 
     Attributes:
-        path: of the photograph.
+        where: the photograph; arguments of `decoded`.
         size: its height and width in pixels.
         cam: float h x w, the class activation map.
         object_map: float h x w, the map that the object box comes from.
@@ -45,7 +45,7 @@ class Found:
         fallback: of the selection of parts (see `opam.method.parts.Selection`).
     """
 
-    path: str
+    where: tuple[str, int, float, str]
     size: tuple[int, int]
     cam: np.ndarray
     object_map: np.ndarray
@@ -55,13 +55,9 @@ class Found:
     fallback: str
 
 
-def picture(path: str, longest_side: int = LONGEST_SIDE) -> str:
-    """The photograph as a JPEG of at most ``longest_side`` pixels a side, in base64.
-
-    Raises:
-        OpamError: the photograph cannot be read.
-    """
-    image = Image.fromarray(read_image(path))
+def picture(pixels: np.ndarray, longest_side: int = LONGEST_SIDE) -> str:
+    """A JPEG of at most ``longest_side`` pixels a side, in base64, of uint8 H x W x 3."""
+    image = Image.fromarray(pixels)
     image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=QUALITY, optimize=True)
@@ -156,7 +152,7 @@ def details(found: Found, params: PartParams) -> dict[str, Any]:
         ``proposal_count``, ``candidates`` (see `candidate_rows`) and ``candidate_count``.
 
     Raises:
-        OpamError: as `picture`.
+        OpamError: the photograph cannot be read.
     """
     saliency = to_image(found.cam, *found.size)
     candidates = candidate_table(
@@ -164,7 +160,7 @@ def details(found: Found, params: PartParams) -> dict[str, Any]:
     )
     shown = found.proposals[evenly(len(found.proposals), MOST_PROPOSALS)]
     return {
-        "picture": picture(found.path),
+        "picture": picture(decoded(*found.where).pixels),
         "maps": {"cam": packed_map(found.cam), "object": packed_map(found.object_map)},
         "proposals": shown.tolist(),
         "proposal_count": len(found.proposals),

@@ -1,0 +1,176 @@
+"""The decoded copy: pixels kept on disk, so that a photograph is decoded once a machine.
+
+They lie outside the project, in ``$OPAM_CACHE`` or else ``~/.cache/opam``, each under the digest of
+the photograph's file, so that stages, processes and clones share them and none can get another's.
+They are mapped into memory: who cuts a small crop reads little. A copy that is gone or damaged is
+made anew; where there is no room, the photograph is decoded each time. Pixels are the same either
+way.
+"""
+
+import os
+import shutil
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from opam.pipeline.errors import cause
+
+NUMBERS = 3
+Copy = tuple[np.ndarray, tuple[int, ...]]
+"""Pixels, uint8 H x W x 3, and `NUMBERS` whole numbers that belong to them."""
+
+HEADER = np.dtype([("shape", "<i4", 2), ("numbers", "<i4", NUMBERS), ("checksum", "<u4")])
+"""Before the pixels of each file."""
+SHARE = 32
+"""A process takes a 32th of the room at a time, so that several know of each other."""
+
+
+def copies() -> Path:
+    """The folder of all copies."""
+    top = os.environ.get("OPAM_CACHE") or os.path.join(os.path.expanduser("~"), ".cache/opam")
+    return Path(top) / "decoded"
+
+
+def kept(
+    version: str,
+    digest: str,
+    make: Callable[[], Copy],
+    fits: Callable[[Copy], bool],
+    gigabytes: float,
+) -> Copy:
+    """What is kept, or else what ``make`` makes, which is then kept where there is room.
+
+    Args:
+        version: of what makes them; another's copies are not looked at.
+        digest: of the photograph's file, hexadecimal.
+        make: decodes it; what it raises goes on.
+        fits: whether a copy is of the kind that is wanted.
+        gigabytes: disk space for all copies; 0: nothing is added to them.
+    """
+    at = copies() / version / digest[:2] / digest
+    found = _read(at, fits)
+    if found is None and gigabytes <= 0:
+        return make()
+    if found is None:
+        with _alone(at.parent):
+            found = _read(at, fits)  # another process may have made it meanwhile
+            if found is None:
+                found = make()
+                _keep(at, found, round(gigabytes * 1e9))
+    return found
+
+
+_sound: set[Path] = set()
+"""Files whose checksum this process has seen agree."""
+
+
+def _read(at: Path, fits: Callable[[Copy], bool]) -> Copy | None:
+    """What is kept at ``at``; None where nothing is, or it is damaged, or does not fit."""
+    try:
+        [header] = np.fromfile(at, HEADER, count=1)
+        rows, columns = header["shape"].tolist()
+        if at.stat().st_size != HEADER.itemsize + rows * columns * 3:
+            return None
+        pixels = np.asarray(np.memmap(at, np.uint8, "r", HEADER.itemsize, (rows, columns, 3)))
+        if at not in _sound:
+            if zlib.crc32(pixels.data) != header["checksum"]:
+                return None
+            os.utime(at)  # what was not used for longest goes first
+            _sound.add(at)
+    except (OSError, ValueError):
+        return None
+    found = pixels, tuple(header["numbers"].tolist())
+    return found if fits(found) else None
+
+
+def _keep(at: Path, made: Copy, limit: int) -> None:
+    pixels = np.ascontiguousarray(made[0])
+    header = np.array([(pixels.shape[:2], made[1], zlib.crc32(pixels.data))], dtype=HEADER)
+    temporary = at.with_name(f".{at.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        if not _space.take(HEADER.itemsize + pixels.nbytes, limit):
+            return
+        with temporary.open("wb") as file:
+            file.write(header.tobytes())
+            file.write(pixels.data)
+        temporary.replace(at)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        _tell_once(
+            f"{at.parent}: decoded photographs cannot be kept ({cause(error)}), "
+            "they are decoded each time; set OPAM_CACHE to another folder"
+        )
+    _sound.discard(at)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """So that two processes do not decode one photograph; where no lock can be had, they may."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder.with_suffix(".lock")))
+        except (OSError, NotImplementedError):
+            pass
+        yield
+
+
+class _Space:
+    """What this process may still write: of the limit, and of the disk half of what is free."""
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self.left = 0
+        self.full = False
+        self.lock = threading.Lock()
+
+    def take(self, size: int, limit: int) -> bool:
+        """Whether ``size`` more bytes may be written, of ``limit`` in all; older copies go."""
+        with self.lock:
+            if self.left < size and not self.full:
+                self.left = self._found(max(size, limit // SHARE), limit)
+            self.full = self.left < size
+            if not self.full:
+                self.left -= size
+            else:
+                _tell_once(
+                    f"{copies()}: {limit / 1e9:g} GB (execution.decoded_gigabytes), or half "
+                    "of the free disk, are full; other photographs are decoded each time"
+                )
+            return not self.full
+
+    def _found(self, wanted: int, limit: int) -> int:
+        top = copies()
+        known = []
+        for path in top.rglob("*"):
+            with suppress(OSError):  # another process may remove it
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    known.append((found.st_mtime, found.st_size, path))
+        known.sort()
+        disk = shutil.disk_usage(top).free // 2
+        free = min(limit - sum(size for _, size, _ in known), disk)
+        for used, size, path in known:
+            if free >= wanted or used >= self.began:
+                break
+            path.unlink(missing_ok=True)
+            free += size
+        return min(free, wanted)
+
+
+_space = _Space()
+
+
+@cache
+def _tell_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
