@@ -40,7 +40,7 @@ test: .venv/.installed ## lint, types and all tests
 	ruff format --check .
 	ruff check .
 	mypy
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.installed ## measure speed, memory and the team's cache; half an hour
 	python benchmarks/bench.py

@@ -26,6 +26,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["WARM_PYTHON"] = str(config.stash[WARM].folder / "python")
 
 
+SLOWEST = (
+    *("test_docs", "test_pipeline", "test_cluster", "test_faults", "test_team", "test_fuzz"),
+    *("test_end_to_end", "test_onnx_export", "test_report", "test_leakage", "test_distributed"),
+)
+"""Files that take a minute and more, the slowest first: none is begun when all else is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST)
+
+    items.sort(key=place)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if WARM in config.stash:
         config.stash[WARM].close()

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from small_project import ROOT, Undisturbed, small_params
+from small_project import PYTHON, ROOT, Undisturbed, small_params
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -184,10 +184,28 @@ def draw(path: Path, colour: tuple[int, int, int], rng: np.random.Generator) -> 
 
 
 def use_environment(folder: Path) -> None:
-    """Give a clone the environment of this test, as newer than what it is installed from."""
-    (folder / ".venv").symlink_to(sys.prefix)
+    """Give a clone the environment of this test, as newer than what it is installed from.
+
+    Its Python, and DVC, start as those of `warm`.
+    """
+    tools = folder / ".venv/bin"
+    tools.mkdir(parents=True)
+    (folder / ".venv/.installed").touch()
+    for tool in (Path(sys.prefix) / "bin").iterdir():
+        (tools / tool.name).symlink_to(PYTHON if tool.name == "python" else tool)
+    (tools / "dvc").unlink()
+    (tools / "dvc").write_text(f'#!/bin/sh\nexec {shlex.quote(PYTHON)} -m dvc "$@"\n')
+    (tools / "dvc").chmod(0o755)
     for name in ("requirements.lock", "pyproject.toml"):
         os.utime(folder / name, (0, 0))
+
+
+def train_little(path: Path) -> None:
+    """Params as they are, but for what a run costs."""
+    params, small = yaml.safe_load(path.read_text()), small_params()
+    for name in ("backbone", "training", "proposals", "classnet", "colocalization", "baselines"):
+        params[name] = small[name]
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 @pytest.fixture
@@ -275,6 +293,8 @@ def test_from_class_folders_to_labelled_photographs(clone: Path, tmp_path: Path)
         draw(clone / f"photographs/{name}.png", colour, rng)
     shown = ""
     for line in [line for heading in OWN for line in first_block(heading)]:
+        if line.startswith("make repro"):
+            train_little(clone / "params.yaml")
         shown += run(line.replace("/where/the/photographs/are", str(tmp_path / "mine")), clone)
     assert "Fusion weights" in shown
     labelled = pd.read_csv(clone / "results.csv")
