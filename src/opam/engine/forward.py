@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from opam.engine.crops import CropBatches, load_ahead
+from opam.networks.backbones.backbone import fold_batch_norm
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
 from opam.pipeline.errors import OpamError
 from opam.pipeline.progress import progress
@@ -44,6 +45,7 @@ def forward(
     """
     device = prepare_device(execution)
     network.to(device)
+    fold_batch_norm(network)
     on_gpu = device.type == "cuda"
 
     def ready(number: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from opam.engine.crops import Read, TrainingCrops, load_ahead
 from opam.engine.training.freezing import freeze_batch_norm, freeze_until
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
 from opam.engine.training.params import TrainingParams, rate_factor
+from opam.networks.backbones.backbone import fold_batch_norm
 from opam.networks.backbones.weights import state_digest
 from opam.photographs.decoding.archive import archive_of
 from opam.photographs.decoding.images import read_image
@@ -102,6 +103,8 @@ def train(
     network.to(memory_format=cast(Any, torch.channels_last))
     if execution.compile:
         cast(Any, network).backbone.compile()
+    else:
+        fold_batch_norm(network)
     frozen = freeze_until(cast(Any, network).backbone, params.frozen_until, name)
     optimizer = _optimizer(network, params, device)
     first = epoch_samples(0)

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from opam.networks.backbones.folding import fold, whole
 from opam.networks.backbones.pretrained import pretrained_weights
 from opam.pipeline.errors import OpamError
 from opam.pipeline.libraries import timm
@@ -42,6 +43,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.body = _timm_body(name)
+        self.folded = False
         config = self.body.pretrained_cfg
         for key in ("mean", "std"):
             values = torch.tensor(config[key], dtype=torch.float32).view(1, 3, 1, 1)
@@ -82,7 +84,8 @@ class Backbone(nn.Module):
         layer = self.body.get_submodule(module)
         hook = layer.register_forward_hook(lambda _m, _i, output: outputs.append(output))
         try:
-            self._body_maps(images)
+            with whole(layer):
+                self._body_maps(images)
         finally:
             hook.remove()
         if not outputs or outputs[-1].ndim != 4:
@@ -157,6 +160,14 @@ class Backbone(nn.Module):
         modules.append(self.cam)
         bounds = [0, *cuts, len(modules)]
         return [nn.Sequential(*modules[start:end]) for start, end in pairwise(bounds)]
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """`folding.fold` for all backbones of ``network``, once."""
+    for module in network.modules():
+        if isinstance(module, Backbone) and not module.folded:
+            fold(module.body)
+            module.folded = True
 
 
 def pretrained_and_new(network: nn.Module, backbone: Backbone) -> dict[str, list[nn.Parameter]]:
