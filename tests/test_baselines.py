@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from opam.app.check_params import check
+from opam.engine.crops import CropBatches
 from opam.engine.scoring import predict
 from opam.engine.training.loop import train
 from opam.engine.training.params import TrainingParams
@@ -73,18 +74,19 @@ def test_every_system_trains_and_comes_back(
     assert found == settings
     paths = photographs["path"].tolist()
     boxes = [np.array([[0.0, 0.0, 80.0, 60.0]])] * len(paths)
-    first = list(predict(network.eval(), paths, boxes, 64, EXECUTION, "first"))
-    second = list(predict(back, paths, boxes, 64, EXECUTION, "second"))
+    batches = CropBatches(paths, boxes, 64, EXECUTION.batch_size)
+    first = list(predict(network.eval(), batches, EXECUTION, "first"))
+    second = list(predict(back, batches, EXECUTION, "second"))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
-    both = list(predict(back, paths, boxes, 64, EXECUTION, "both", mirrored=True))
+    both = list(predict(back, batches, EXECUTION, "both", mirrored=True))
     for (one, regions), (mean, same) in zip(first, both, strict=True):
         assert abs(one - mean).max() > 0
         np.testing.assert_array_equal(regions, same)
     probabilities = np.concatenate([one for one, _ in first])
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
-    regions = np.concatenate([one for _, one in first if one is not None])
+    regions = np.concatenate([one for _, one in first])
     assert regions.shape[0] == len(paths)
     assert (regions >= 0).all()
     assert (regions <= 1).all()

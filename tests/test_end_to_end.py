@@ -64,7 +64,7 @@ def test_a_photograph_is_decoded_once_for_all_stages_epochs_and_processes(repro:
     assert sorted(decoded) == sorted(manifest["path"])
 
 
-def test_other_workers_and_shards_without_dvc_or_copy_give_the_same_bytes(
+def test_other_workers_and_shards_without_dvc_or_pixels_give_the_same_bytes(
     undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = project(tmp_path_factory.mktemp("scripts"))

@@ -28,6 +28,16 @@ def lived(name: str) -> Backbone:
     return backbone
 
 
+def test_it_is_folded_where_no_gradient_is_known() -> None:
+    backbone = lived("resnet18").eval()
+    with torch.inference_mode():
+        expected = backbone(IMAGES)
+        fold_batch_norm(backbone)
+        found = backbone(IMAGES)
+    assert sum("pair" in each.__dict__ for each in backbone.modules()) == 2 * norms(backbone)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def folded(name: str) -> tuple[Backbone, Backbone, int]:
     """One as it is, one folded, and the number of its folded layers."""
     plain = lived(name)

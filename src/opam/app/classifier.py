@@ -34,6 +34,7 @@ from opam.method.saliency import (
     ten_crops,
     to_image,
 )
+from opam.networks.backbones.backbone import fold_batch_norm
 from opam.networks.cam_network import read_network
 from opam.networks.probe_network import read_probes
 from opam.photographs.decoding.images import (
@@ -148,6 +149,7 @@ class Classifier:
                     f"{path}: {name} tells {network.classes} classes apart, {BUNDLE} names "
                     f"{len(self.classes)}; export the bundle anew"
                 )
+            fold_batch_norm(network)
             self.networks[branch] = network.to(self.device)
 
     @classmethod

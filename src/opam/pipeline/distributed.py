@@ -1,4 +1,4 @@
-"""Training in several processes: each takes its share of every batch, gradients are added up.
+"""Training in several processes: each takes its share of every batch, torch averages gradients.
 
 `torchrun` starts the processes and tells each its place by the environment. A batch is the same
 as in one process, so that its gradient is, too, but for rounding.
@@ -9,6 +9,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
@@ -59,21 +60,12 @@ def added_up(*values: float, device: torch.device) -> list[float]:
     return sums.tolist()
 
 
-def add_up_gradients(network: torch.nn.Module) -> None:
-    """Give every process the sum of all processes' gradients."""
+def shared_out(step: torch.nn.Module) -> torch.nn.Module:
+    """``step`` with gradients that are the mean of all processes'; as it is where there is one."""
     if processes() == 1:
-        return
-    trained = [value for value in network.parameters() if value.requires_grad]
-    # A process whose share of a batch is empty has no gradients, and neither have unused layers.
-    present = torch.tensor([value.grad is not None for value in trained], device=trained[0].device)
-    present = present.float()
-    gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in trained]
-    whole = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(present)
-    dist.all_reduce(whole)
-    parts = torch.split(whole, [value.numel() for value in trained])
-    for value, part, somewhere in zip(trained, parts, present.tolist(), strict=True):
-        value.grad = part.view_as(value) if somewhere else None
+        return step
+    # Parts and layers that a batch does not reach have no gradient. Statistics: see below.
+    return DistributedDataParallel(step, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def even_out_statistics(network: torch.nn.Module) -> None:

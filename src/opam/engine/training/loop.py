@@ -26,11 +26,11 @@ from opam.pipeline.checkpoints import read_checkpoint, write_checkpoint
 from opam.pipeline.curves import CURVES, TIME, live_curves
 from opam.pipeline.device import ExecutionParams, autocast, fits_memory, prepare_device
 from opam.pipeline.distributed import (
-    add_up_gradients,
     added_up,
     even_out_statistics,
     join,
     launch,
+    shared_out,
 )
 from opam.pipeline.errors import OpamError
 from opam.pipeline.progress import progress
@@ -119,6 +119,7 @@ def train(
         history, seconds = saved["history"], saved["seconds"]
         _say(f"{name}: resumed behind epoch {len(history)}")
 
+    step = shared_out(_Step(network, objective, params))
     steps = math.ceil(len(first) / params.batch_size)
     curves = curves or CURVES / name
     with live_curves(name, curves, history, execution.tensorboard) as log:
@@ -137,7 +138,7 @@ def train(
                 freeze_batch_norm(cast(Any, network).backbone)
             batches = _batches(crops, params.batch_size, execution.workers, device)
             shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
-            row = _epoch(name, network, optimizer, objective, shown, epoch, table, params)
+            row = _epoch(name, step, optimizer, shown, epoch, len(table), params)
             even_out_statistics(network)
             row["val_loss"], row["val_accuracy"] = evaluate(
                 network, val_samples, params, execution, device, objective.validation, read
@@ -169,15 +170,14 @@ def _optimizer(network: Any, params: TrainingParams, device: torch.device) -> to
 
 def _epoch(
     name: str,
-    network: torch.nn.Module,
+    step: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    objective: Objective,
     batches: Iterable[Batch],
     epoch: int,
-    table: pd.DataFrame,
+    count: int,
     params: TrainingParams,
 ) -> dict[str, float]:
-    """A pass over the crops of ``table``, in ``batches``; the ``epoch`` is counted from 0.
+    """A pass over ``count`` crops in ``batches``; the ``epoch`` is counted from 0.
 
     Returns:
         Mean loss and accuracy (0..1) in training.
@@ -185,32 +185,34 @@ def _epoch(
     Raises:
         OpamError: the loss is not finite, or the GPU's memory does not suffice.
     """
-    total, correct, count = 0.0, 0.0, len(table)
+    # On the device until the epoch ends: to ask for a figure is to wait for it.
+    total: Any = 0.0
+    correct: Any = 0
     steps = math.ceil(count / params.batch_size)
-    for batch, (images, labels, heads) in enumerate(batches):
+    for batch, crops in enumerate(batches):
+        images, labels, heads = crops
         factor = rate_factor(epoch * steps + batch, params.epochs * steps, params)
         for group in optimizer.param_groups:
             group["lr"] = params.rate * group["factor"] * factor
         size = min(params.batch_size, count - batch * params.batch_size)
-        value, right = 0.0, 0.0
-        if len(labels):  # a process's share of the last batch may be empty
-            with fits_memory(f"{name}.batch_size", params.batch_size, params.input_size):
-                with autocast(images.device):
-                    loss, hit = objective.training(network, images, labels, heads, params)
-                share = len(labels) / size
-                (loss * share).backward()
-            value, right = loss.item() * share, hit.sum().item()
-        value, right = added_up(value, right, device=images.device)
-        if not math.isfinite(value):
-            raise OpamError(
-                f"{name}.rate: {params.rate} made the loss infinite in epoch {epoch + 1}; "
-                f"lower it, or {name}.head_rate_factor"
-            )
-        add_up_gradients(network)
+        share = len(labels) / size
+        if not share:  # of the last batch; the others wait for gradients
+            images, labels, heads = (each.new_zeros(1, *each.shape[1:]) for each in crops)
+        with fits_memory(f"{name}.batch_size", params.batch_size, params.input_size):
+            with autocast(images.device):
+                loss, hit = step(images, labels, heads)
+            (loss * (share * processes())).backward()
         optimizer.step()
         optimizer.zero_grad()
-        total += value * size
-        correct += right
+        if share:
+            total += loss.detach().double() * len(labels)
+            correct += hit.sum()
+    total, correct = added_up(float(total), float(correct), device=images.device)
+    if not math.isfinite(total):
+        raise OpamError(
+            f"{name}.rate: {params.rate} made the loss infinite in epoch {epoch + 1}; "
+            f"lower it, or {name}.head_rate_factor"
+        )
     return {"train_loss": total / count, "train_accuracy": correct / count}
 
 
@@ -249,6 +251,21 @@ def _batches(
     for batch in load_ahead(made.__getitem__, range(len(made)), workers, size):
         images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
         yield images, labels, heads
+
+
+class _Step(torch.nn.Module):
+    """A batch to its loss, and which crops are right."""
+
+    def __init__(self, network: torch.nn.Module, objective: Objective, params: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.objective = objective
+        self.params = params
+
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor, heads: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.objective.training(self.network, images, labels, heads, self.params)
 
 
 class _Batches:

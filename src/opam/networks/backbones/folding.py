@@ -112,8 +112,8 @@ def _pairs(body: Any) -> list[tuple[nn.Module, nn.Module]]:
     training = [module for module in body.modules() if module.training]
     body.eval()
     device = next(body.parameters()).device
-    image = torch.zeros(1, 3, SIDE, SIDE, device=device, requires_grad=True)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        image = torch.zeros(1, 3, SIDE, SIDE, device=device, requires_grad=True)
         readers = _readers(body.forward_features(image))
     for hook in hooks:
         hook.remove()

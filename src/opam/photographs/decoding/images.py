@@ -19,8 +19,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from opam.photographs.decoding import depth
 from opam.photographs.decoding.archive import read_file
 from opam.photographs.decoding.depth import colour_largest, eight_bits, is_wide
-from opam.pipeline.copies import Copy, kept
 from opam.pipeline.errors import OpamError, cause
+from opam.pipeline.pixels import Kept, kept
 
 MAX_PIXELS = 100_000_000
 """Larger photographs are refused: a small file can unpack to fill the memory."""
@@ -317,7 +317,7 @@ class Photographs:
 
     Args:
         manifest: with ``path, sha256, width, height``.
-        gigabytes: disk space for decoded photographs (`opam.pipeline.copies`).
+        gigabytes: disk space for decoded photographs (`opam.pipeline.pixels`).
     """
 
     def __init__(self, manifest: pd.DataFrame, gigabytes: float) -> None:
@@ -342,24 +342,24 @@ class Photographs:
 
 
 def decoded(path: str, side: int, gigabytes: float, sha256: str) -> Photograph:
-    """`read_photograph` from its copy, which is made where there is none (`opam.pipeline.copies`).
+    """`read_photograph` by pixels that are kept, or that are kept now (`opam.pipeline.pixels`).
 
     Args:
         path: of the photograph.
         side: as in `read_photograph`.
-        gigabytes: disk space for copies.
+        gigabytes: disk space for kept pixels.
         sha256: digest of its file, hexadecimal.
 
     Raises:
         OpamError: as `read_photograph`.
     """
 
-    def make() -> Copy:
+    def make() -> Kept:
         pixels, width, height, largest = read_photograph(path, side)
         return pixels, (width, height, -1 if largest is None else largest)
 
-    def fits(copy: Copy) -> bool:
-        pixels, (width, height, _) = copy
+    def fits(found: Kept) -> bool:
+        pixels, (width, height, _) = found
         return bounded_size(width, height, side) == pixels.shape[1::-1]
 
     pixels, (width, height, largest) = kept(_version(), sha256, make, fits, gigabytes)

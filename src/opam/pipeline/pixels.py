@@ -1,8 +1,8 @@
-"""The decoded copy: pixels kept on disk, so that a photograph is decoded once a machine.
+"""Pixels kept on disk: every photograph is decoded once a machine.
 
 They lie outside the project, in ``$OPAM_CACHE`` or else ``~/.cache/opam``, each under the digest of
 the photograph's file, so that stages, processes and clones share them and none can get another's.
-They are mapped into memory: who cuts a small crop reads little. A copy that is gone or damaged is
+They are mapped into memory: who cuts a small crop reads little. What is gone or damaged is
 made anew; where there is no room, the photograph is decoded each time. Pixels are the same either
 way.
 """
@@ -25,7 +25,7 @@ from filelock import FileLock
 from opam.pipeline.errors import cause
 
 NUMBERS = 3
-Copy = tuple[np.ndarray, tuple[int, ...]]
+Kept = tuple[np.ndarray, tuple[int, ...]]
 """Pixels, uint8 H x W x 3, and `NUMBERS` whole numbers that belong to them."""
 
 HEADER = np.dtype([("shape", "<i4", 2), ("numbers", "<i4", NUMBERS), ("checksum", "<u4")])
@@ -34,8 +34,8 @@ SHARE = 32
 """A process takes a 32th of the room at a time, so that several know of each other."""
 
 
-def copies() -> Path:
-    """The folder of all copies."""
+def folder() -> Path:
+    """Where all of them lie."""
     top = os.environ.get("OPAM_CACHE") or os.path.join(os.path.expanduser("~"), ".cache/opam")
     return Path(top) / "decoded"
 
@@ -43,20 +43,20 @@ def copies() -> Path:
 def kept(
     version: str,
     digest: str,
-    make: Callable[[], Copy],
-    fits: Callable[[Copy], bool],
+    make: Callable[[], Kept],
+    fits: Callable[[Kept], bool],
     gigabytes: float,
-) -> Copy:
+) -> Kept:
     """What is kept, or else what ``make`` makes, which is then kept where there is room.
 
     Args:
-        version: of what makes them; another's copies are not looked at.
+        version: of what makes them; what another made is not looked at.
         digest: of the photograph's file, hexadecimal.
         make: decodes it; what it raises goes on.
-        fits: whether a copy is of the kind that is wanted.
-        gigabytes: disk space for all copies; 0: nothing is added to them.
+        fits: whether what is kept is of the kind that is wanted.
+        gigabytes: disk space for all that is kept; 0: nothing is added.
     """
-    at = copies() / version / digest[:2] / digest
+    at = folder() / version / digest[:2] / digest
     found = _read(at, fits)
     if found is None and gigabytes <= 0:
         return make()
@@ -73,7 +73,7 @@ _sound: set[Path] = set()
 """Files whose checksum this process has seen agree."""
 
 
-def _read(at: Path, fits: Callable[[Copy], bool]) -> Copy | None:
+def _read(at: Path, fits: Callable[[Kept], bool]) -> Kept | None:
     """What is kept at ``at``; None where nothing is, or it is damaged, or does not fit."""
     try:
         [header] = np.fromfile(at, HEADER, count=1)
@@ -92,7 +92,7 @@ def _read(at: Path, fits: Callable[[Copy], bool]) -> Copy | None:
     return found if fits(found) else None
 
 
-def _keep(at: Path, made: Copy, limit: int) -> None:
+def _keep(at: Path, made: Kept, limit: int) -> None:
     pixels = np.ascontiguousarray(made[0])
     header = np.array([(pixels.shape[:2], made[1], zlib.crc32(pixels.data))], dtype=HEADER)
     temporary = at.with_name(f".{at.name}.{os.getpid()}.{threading.get_ident()}")
@@ -135,7 +135,7 @@ class _Space:
         self.lock = threading.Lock()
 
     def take(self, size: int, limit: int) -> bool:
-        """Whether ``size`` more bytes may be written, of ``limit`` in all; older copies go."""
+        """Whether ``size`` bytes may be added to ``limit`` in all; the longest unused go."""
         with self.lock:
             if self.left < size and not self.full:
                 self.left = self._found(max(size, limit // SHARE), limit)
@@ -144,13 +144,13 @@ class _Space:
                 self.left -= size
             else:
                 _tell_once(
-                    f"{copies()}: {limit / 1e9:g} GB (execution.decoded_gigabytes), or half "
+                    f"{folder()}: {limit / 1e9:g} GB (execution.decoded_gigabytes), or half "
                     "of the free disk, are full; other photographs are decoded each time"
                 )
             return not self.full
 
     def _found(self, wanted: int, limit: int) -> int:
-        top = copies()
+        top = folder()
         known = []
         for path in top.rglob("*"):
             with suppress(OSError):  # another process may remove it

@@ -1,4 +1,4 @@
-"""The decoded copy: each photograph once a machine, pixels as decoded anew, never another's."""
+"""Kept pixels: a photograph is decoded once a machine; as decoded anew, never another's."""
 
 import multiprocessing
 import os
@@ -20,20 +20,20 @@ from opam.photographs.decoding.images import (
     decoded,
     read_photograph,
 )
-from opam.pipeline import copies as copy
-from opam.pipeline.copies import copies
+from opam.pipeline import pixels
 from opam.pipeline.errors import OpamError
+from opam.pipeline.pixels import folder
 
 SIDE = 64
 
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of its own, and a process that knows of none."""
+    """A folder of its own, and a process that knows of nothing in it."""
     monkeypatch.setenv("OPAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(copy, "_space", copy._Space())
-    monkeypatch.setattr(copy, "_sound", set())
-    copy._tell_once.cache_clear()
+    monkeypatch.setattr(pixels, "_space", pixels._Space())
+    monkeypatch.setattr(pixels, "_sound", set())
+    pixels._tell_once.cache_clear()
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "gone": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut off": lambda path: os.truncate(path, path.stat().st_size - 1),
-    "a header alone": lambda path: os.truncate(path, copy.HEADER.itemsize),
+    "a header alone": lambda path: os.truncate(path, pixels.HEADER.itemsize),
     "a bit flipped": flip,
     "of another": lambda path: path.write_bytes(os.urandom(path.stat().st_size)),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
@@ -109,15 +109,15 @@ def test_a_damaged_copy_is_made_anew(harm: str, tmp_path: Path, decodes: list[st
     path = tmp_path / "a.png"
     digest = draw(path)
     expected = decoded(str(path), SIDE, 1.0, digest).pixels.copy()
-    [kept] = [each for each in copies().rglob(digest) if each.is_file()]
+    [kept] = [each for each in folder().rglob(digest) if each.is_file()]
     DAMAGE[harm](kept)
-    copy._sound.clear()  # as another process
+    pixels._sound.clear()  # as another process
     for _ in range(2):
         np.testing.assert_array_equal(decoded(str(path), SIDE, 1.0, digest).pixels, expected)
     assert len(decodes) == (3 if harm == "a folder" else 2)
 
 
-def test_another_side_is_another_copy(tmp_path: Path, decodes: list[str]) -> None:
+def test_what_is_kept_of_another_side_is_not_taken(tmp_path: Path, decodes: list[str]) -> None:
     digest = draw(tmp_path / "a.png")
     for side, size in ((64, (48, 64)), (32, (24, 32)), (500, (60, 80)), (80, (60, 80))):
         found = decoded(str(tmp_path / "a.png"), side, 1.0, digest)
@@ -130,22 +130,22 @@ def test_disk_space_is_bounded_and_the_longest_unused_goes(
     tmp_path: Path, decodes: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = manifest(tmp_path, 8)
-    size = copy.HEADER.itemsize + 64 * 48 * 3
+    size = pixels.HEADER.itemsize + 64 * 48 * 3
     gigabytes = 4.5 * size / 1e9
     read = Photographs(table, gigabytes)
     for _ in range(2):
         for path in table["path"]:
             read(path)
-    used = [each.stat().st_size for each in copies().rglob("*") if each.suffix != ".lock"]
+    used = [each.stat().st_size for each in folder().rglob("*") if each.suffix != ".lock"]
     assert sum(each for each in used if each >= size) == 4 * size
     assert decodes == [f"{n}.png" for n in [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]]
     assert capsys.readouterr().err.count("execution.decoded_gigabytes") == 1
 
-    for age, path in enumerate(sorted(copies().rglob("*"), key=str)):
+    for age, path in enumerate(sorted(folder().rglob("*"), key=str)):
         if path.is_file():
             os.utime(path, (1000 + age, 1000 + age))
-    copy._space, decodes[:] = copy._Space(), []
-    copy._sound.clear()
+    pixels._space, decodes[:] = pixels._Space(), []
+    pixels._sound.clear()
     used_again = Photographs(table[:2], gigabytes)
     for path in table["path"][:2]:
         used_again(path)
@@ -162,7 +162,7 @@ def test_nothing_is_kept_where_nothing_may(tmp_path: Path, decodes: list[str]) -
     for _ in range(2):
         decoded(str(tmp_path / "a.png"), SIDE, 0, digest)
     assert len(decodes) == 2
-    assert not copies().exists()
+    assert not folder().exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_harms_nothing(
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_harms_nothing(
     assert capsys.readouterr().err.count("set OPAM_CACHE to another folder") == 1
 
 
-def test_what_cannot_be_decoded_is_told_as_without_a_copy(tmp_path: Path) -> None:
+def test_what_cannot_be_decoded_is_told_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
     for _ in range(2):
