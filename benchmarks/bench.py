@@ -15,7 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).with_name("results.json")
-BENCHMARKS = ("parts", "proposals", "scoring", "maps", "training", "overhead", "team", "memory")
+BENCHMARKS = (
+    "parts",
+    "proposals",
+    "scoring",
+    "maps",
+    "predict",
+    "training",
+    "overhead",
+    "team",
+    "memory",
+)
 
 
 def hardware() -> str:

@@ -237,7 +237,7 @@ def test_scores_of_parts_are_their_means_by_cluster() -> None:
 
 def test_rows_of_batches_are_those_of_the_photographs() -> None:
     counts = np.array([3, 0, 7, 1])
-    rows = [batch_rows(batch, counts, 4) for batch in range(3)]
+    rows = [batch_rows(batch, np.cumsum([0, *counts]), 4) for batch in range(3)]
     photographs = np.concatenate([photograph for photograph, _ in rows])
     crops = np.concatenate([crop for _, crop in rows])
     assert photographs.tolist() == [0] * 3 + [2] * 7 + [3]

@@ -167,13 +167,14 @@ class CropBatches:
         # A photograph whose crops fill several batches is not decoded for each.
         self.read = lru_cache(maxsize=HELD)(read)
         self.counts = np.array([len(each) for each in boxes], dtype=np.int64)
+        self.before = np.r_[0, np.cumsum(self.counts)]
 
     def __len__(self) -> int:
-        return math.ceil(self.counts.sum() / self.batch_size)
+        return math.ceil(self.before[-1] / self.batch_size)
 
     def rows(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """`batch_rows` of a batch."""
-        return batch_rows(number, self.counts, self.batch_size)
+        return batch_rows(number, self.before, self.batch_size)
 
     def __getitem__(self, number: int) -> torch.Tensor:
         photograph, row = self.rows(number)
@@ -189,18 +190,17 @@ class CropBatches:
         return torch.cat(crops)
 
 
-def batch_rows(batch: int, counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_rows(batch: int, before: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Which crops a batch of `CropBatches` holds.
 
     Args:
         batch: its number, from 0.
-        counts: int N, crops of each photograph.
+        before: int N + 1, crops before each photograph, and of all.
         batch_size: crops a batch.
 
     Returns:
         For each crop the photograph's index, and the crop's index within the photograph.
     """
-    before = np.cumsum([0, *counts])
     rows = np.arange(batch * batch_size, min((batch + 1) * batch_size, before[-1]))
     photograph = np.searchsorted(before[1:], rows, side="right")
     return photograph, rows - before[photograph]

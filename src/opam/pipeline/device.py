@@ -48,7 +48,12 @@ class ExecutionParams(Params):
         description="threads (proposals: processes) that decode photographs; results do not "
         "depend on it",
     )
-    batch_size: int = Field(64, ge=1, le=4096, description="images a batch in scoring")
+    batch_size: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="images a batch in scoring and maps; at most 1 GB of them wait for the network",
+    )
     shard_size: int = Field(
         64,
         ge=1,
