@@ -105,6 +105,7 @@ def test_params_tells_range_default_and_value(
     assert "default training.rate; now 0.25" in call("params", "classnet.rate")
     assert "default training.rate\n" in call("params", "partnet.rate")
     assert "default training.rate\n" in call("params", "baselines.NAME.training.rate")
+    assert call("params", "baselines.bcnn.system") == call("params", "baselines.NAME.system")
 
 
 def test_params_fits_80_columns() -> None:

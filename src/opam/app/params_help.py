@@ -1,6 +1,7 @@
 """Every parameter explained, from the types that read it: ``opam params``."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,14 +202,15 @@ def as_text(value: Any) -> str:
 
 
 def chosen(section: str | None, found: list[Parameter]) -> list[Parameter]:
-    """Those of a section, those below a dotted name, or all.
+    """Those of a section, those below a dotted name, or all; an entry's own name may be in it.
 
     Raises:
         OpamError: there is no such section or parameter.
     """
     if section is None:
         return found
-    some = [each for each in found if f"{each.name}.".startswith(f"{section}.")]
+    own = re.sub(r"^baselines\.[^.]+", f"baselines.{ANY}", section)
+    some = [each for each in found if f"{each.name}.".startswith(f"{own}.")]
     if not some:
         known = [*SECTIONS, *(each.name for each in found)]
         close = difflib.get_close_matches(section, known, 3) or SECTIONS
