@@ -179,6 +179,21 @@ def test_a_folder_that_cannot_be_written_is_told_and_harms_nothing(
     assert capsys.readouterr().err.count("set OPAM_CACHE to another folder") == 1
 
 
+def test_a_folder_that_others_fill_is_read(
+    tmp_path: Path, decodes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError
+
+    digest = draw(tmp_path / "a.png")
+    decoded(str(tmp_path / "a.png"), SIDE, 1.0, digest)
+    monkeypatch.setattr(pixels, "_sound", set())
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    decoded(str(tmp_path / "a.png"), SIDE, 1.0, digest)
+    assert len(decodes) == 1
+
+
 def test_what_cannot_be_decoded_is_told_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -84,7 +84,8 @@ def _read(at: Path, fits: Callable[[Kept], bool]) -> Kept | None:
         if at not in _sound:
             if zlib.crc32(pixels.data) != header["checksum"]:
                 return None
-            os.utime(at)  # what was not used for longest goes first
+            with suppress(OSError):  # a folder that others fill, say
+                os.utime(at)  # what was not used for longest goes first
             _sound.add(at)
     except (OSError, ValueError):
         return None
