@@ -1,6 +1,7 @@
 """The bundle: what the pipeline said, again, elsewhere; and `opam predict` on it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 from small_project import Undisturbed
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 from opam import Classifier
 from opam.app import cli
 from opam.app.classifier import Classification, LookedAt
-from opam.app.predict import _state, drawing_names, write_predictions
+from opam.app.predict import _state, drawings, write_predictions
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import BRANCHES, fuse_named
 from opam.photographs.decoding.archive import open_archive
@@ -194,7 +196,11 @@ def test_a_killed_prediction_goes_on_where_it_stood(
     ending: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    paths = list(photographs.values())
+    paths = []
+    for number, path in enumerate(photographs.values()):  # like names, as in class folders
+        paths.append(tmp_path / f"of {number % 2}/{number // 2}.jpg")
+        paths[-1].parent.mkdir(exist_ok=True)
+        shutil.copy(path, paths[-1])
     classifier = Classifier.load(bundle, "cpu", batch_size=32)  # four photographs together
     looks: list[Path] = []
     look = classifier.look
@@ -204,7 +210,8 @@ def test_a_killed_prediction_goes_on_where_it_stood(
         return look(path)
 
     classifier.look = counted  # type: ignore[method-assign, assignment]
-    write_predictions(tmp_path / f"whole.{ending}", classifier, paths, 2, quiet=True)
+    whole, drawn_whole = tmp_path / f"whole.{ending}", tmp_path / "all"
+    write_predictions(whole, classifier, paths, 2, drawn_whole, quiet=True)
     assert sorted(looks) == sorted(paths)
 
     out = tmp_path / f"results.{ending}"
@@ -218,25 +225,52 @@ def test_a_killed_prediction_goes_on_where_it_stood(
 
     classifier.classify_looked_at = killed  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(out, classifier, paths, 2, quiet=True)
+        write_predictions(out, classifier, paths, 2, tmp_path / "drawn", quiet=True)
     assert not out.exists()
     assert part.read_text().count("\n") == 9
     part.write_text(part.read_text() + '["half a li')
     classifier.classify_looked_at = told  # type: ignore[method-assign]
     looks.clear()
-    assert write_predictions(out, classifier, paths, 2, quiet=True) == []
+    assert write_predictions(out, classifier, paths, 2, tmp_path / "drawn", quiet=True) == []
     assert sorted(looks) == sorted(paths[8:])
     assert "8 photographs are done" in capsys.readouterr().err
-    assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
-    assert not part.exists()
+    assert out.read_bytes() == whole.read_bytes()
+    drawn = {each.name: each.read_bytes() for each in (tmp_path / "drawn").iterdir()}
+    assert drawn == {each.name: each.read_bytes() for each in drawn_whole.iterdir()}
+    assert len(drawn) == len(paths)
+    left = sorted(each.name for each in tmp_path.iterdir() if each.is_file())
+    assert left == [out.name, whole.name]
 
 
-@pytest.mark.parametrize("change", ["top", "bundle", "photograph", "damaged"])
+def test_two_predictions_do_not_write_one_file(
+    classifier: Classifier, photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "results.csv"
+    alone, told = FileLock(tmp_path / "results.csv.lock"), "another prediction writes it"
+    with alone, pytest.raises(OpamError, match=told):
+        write_predictions(out, classifier, list(photographs.values()), 2)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_name_that_is_no_text_is_written_out(
+    classifier: Classifier, photographs: dict[str, Path], tmp_path: Path, ending: str
+) -> None:
+    good, bad = (tmp_path / os.fsdecode(name) for name in (b"a\xff.jpg", b"b\xff.jpg"))
+    shutil.copy(next(iter(photographs.values())), good)
+    bad.write_bytes(b"no")
+    out = tmp_path / f"results.{ending}"
+    [error] = write_predictions(out, classifier, [good, bad], 2)
+    assert r"b\xff.jpg: cannot be decoded" in error
+    assert rb"a\xff.jpg" in out.read_bytes().replace(rb"\\", b"\\")
+
+
+@pytest.mark.parametrize("change", ["top", "bundle", "overlay", "photograph", "damaged"])
 def test_rows_of_another_prediction_are_not_taken(
     classifier: Classifier, photographs: dict[str, Path], tmp_path: Path, change: str
 ) -> None:
     paths = [shutil.copy(path, tmp_path) for path in list(photographs.values())[:3]]
-    begun: dict[str, object] = {"bundle": classifier.digest, "top": 2}
+    begun: dict[str, object] = {"bundle": classifier.digest, "top": 2, "overlay": None}
     lines = [
         json.dumps([_state(Path(path)), {"photograph": path, "error": "kept"}]) for path in paths
     ]
@@ -289,5 +323,6 @@ def test_what_cannot_be_predicted_is_told(bundle: Path, tmp_path: Path) -> None:
 
 def test_no_drawing_takes_the_place_of_another() -> None:
     paths = [Path(each) for each in ("x/a.jpg", "y/a.png", "y/a-2.jpg", "z/A.jpg", "z/b.jpg")]
-    names = drawing_names(paths)
-    assert [names[path] for path in paths] == ["a.jpg", "a-2.jpg", "a-2-2.jpg", "A-3.jpg", "b.jpg"]
+    names = drawings(Path("drawn"), paths)
+    drawn = [names[path].name for path in paths]
+    assert drawn == ["a.jpg", "a-2.jpg", "a-2-2.jpg", "A-3.jpg", "b.jpg"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -87,9 +88,25 @@ def test_it_is_kept_by_content_not_by_name(tmp_path: Path, decodes: list[str]) -
     assert decodes == ["a.png", "a.png"]
 
 
+def test_another_file_is_not_kept_in_the_place_of_a_photograph(tmp_path: Path) -> None:
+    digest = draw(tmp_path / "a.png", seed=1)
+    draw(tmp_path / "a.png", seed=2)
+    with pytest.raises(OpamError, match=r"a\.png: is not the photograph that prepare saw"):
+        decoded(str(tmp_path / "a.png"), SIDE, 1.0, digest)
+    expected = read_photograph(tmp_path / "a.png", SIDE).pixels
+    draw(tmp_path / "a.png", seed=1)
+    assert (decoded(str(tmp_path / "a.png"), SIDE, 1.0, digest).pixels != expected).any()
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def overwrite(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
     path.write_bytes(content)
 
 
@@ -99,6 +116,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut off": lambda path: os.truncate(path, path.stat().st_size - 1),
     "a header alone": lambda path: os.truncate(path, pixels.HEADER.itemsize),
     "a bit flipped": flip,
+    "another size in its header": lambda path: overwrite(path, 8),
+    "no rows": lambda path: path.write_bytes(bytes(pixels.HEADER.itemsize)),
     "of another": lambda path: path.write_bytes(os.urandom(path.stat().st_size)),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
@@ -155,6 +174,26 @@ def test_disk_space_is_bounded_and_the_longest_unused_goes(
     for path in table["path"][[0, 1, 7]]:
         last(path)
     assert decodes == ["7.png"]
+
+
+def test_as_much_of_the_disk_stays_free_as_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = manifest(tmp_path, 12)
+    size = pixels.HEADER.itemsize + 64 * 48 * 3
+
+    def usage(_path: object) -> SimpleNamespace:
+        taken = sum(each.stat().st_size for each in folder().rglob("*") if each.is_file())
+        return SimpleNamespace(free=8 * size - taken)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    for _ in range(3):  # as several processes, one after the other
+        monkeypatch.setattr(pixels, "_space", pixels._Space())
+        read = Photographs(table, 1.0)
+        for path in table["path"]:
+            read(path)
+    kept = [each for each in folder().rglob("*") if each.is_file() and each.suffix != ".lock"]
+    assert len(kept) == 4
 
 
 def test_nothing_is_kept_where_nothing_may(tmp_path: Path, decodes: list[str]) -> None:

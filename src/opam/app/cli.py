@@ -78,7 +78,14 @@ def predict(
     exit code is 1. A prediction with `--out` that was killed goes on where it stood.
     """
     from opam.app.classifier import Classifier
-    from opam.app.predict import columns, find_photographs, summary, write_csv, write_predictions
+    from opam.app.predict import (
+        columns,
+        drawings,
+        find_photographs,
+        summary,
+        write_csv,
+        write_predictions,
+    )
     from opam.app.predict import predict as rows_of
 
     if out is not None and out.suffix not in FORMATS:
@@ -88,11 +95,12 @@ def predict(
         print(f"left out: {summary(left_out)}", file=sys.stderr)
     classifier = Classifier.load(bundle, device.value, workers, batch_size)
     if out is None:
-        rows = rows_of(classifier, paths, top, overlay, quiet)
+        drawn = None if overlay is None else drawings(overlay, paths)
+        rows = rows_of(classifier, paths, top, drawn, quiet)
         written = write_csv(sys.stdout, rows, columns(classifier, top))
         broken = [str(row["error"]) for row in written if row["error"]]
     else:
-        broken = write_predictions(out, classifier, paths, top, overlays=overlay, quiet=quiet)
+        broken = write_predictions(out, classifier, paths, top, overlay, quiet)
     for error in broken:
         print(f"error: {error}", file=sys.stderr)
     if broken:

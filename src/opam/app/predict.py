@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count, islice
 from pathlib import Path, PurePath
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
 from opam.app.classifier import Classification, Classifier, LookedAt
@@ -103,7 +104,7 @@ def predict(
     classifier: Classifier,
     paths: Sequence[Path],
     top: int,
-    overlays: Path | None = None,
+    overlays: Mapping[Path, Path] | None = None,
     quiet: bool = False,
 ) -> Iterator[Row]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
@@ -114,20 +115,20 @@ def predict(
         classifier: a loaded bundle.
         paths: files.
         top: so many classes a row.
-        overlays: folder for drawings of object and parts, named as the photographs, or None.
+        overlays: where each photograph's drawing of object and parts goes, or None.
         quiet: show no progress.
 
     Raises:
         OpamError: a drawing cannot be written.
     """
-    names = drawing_names(paths)
     together = max(1, classifier.execution.batch_size // CROPS)
 
     def looked_at(number: int) -> list[LookedAt | OpamError]:
         return [_look(classifier, path) for path in paths[number : number + together]]
 
     starts = range(0, len(paths), together)
-    loaded = load_ahead(looked_at, starts, classifier.execution.workers)
+    size = together * classifier.steps["max_side"] ** 2 * 3
+    loaded = load_ahead(looked_at, starts, classifier.execution.workers, size)
 
     def rows() -> Iterator[Row]:
         for start, looks in zip(starts, loaded, strict=True):
@@ -135,11 +136,11 @@ def predict(
             found = iter(classifier.classify_looked_at(good))
             for path, look in zip(paths[start:], looks, strict=False):
                 if isinstance(look, OpamError):
-                    yield {"photograph": str(path), "error": str(look)}
+                    yield {"photograph": readable(path), "error": readable(str(look))}
                     continue
                 own = next(found)
                 if overlays is not None:
-                    with atomic(overlays / names[path]) as temporary:
+                    with atomic(overlays[path]) as temporary:
                         overlay(read_image(path), own).save(temporary, "JPEG", quality=90)
                 yield row(path, own, classifier.classes, top)
 
@@ -162,7 +163,7 @@ def row(path: Path, found: Classification, classes: list[str], top: int) -> Row:
         to ``object_y1``; for p = 0.. ``part_p_cluster, part_p_x0`` to ``part_p_y1``; and which
         rule stood in where object or parts were not to be found.
     """
-    values: Row = {"photograph": str(path), "error": None, "class": found.class_name}
+    values: Row = {"photograph": readable(path), "error": None, "class": found.class_name}
     best = np.argsort(-found.probabilities["fused"], kind="stable")[:top]
     for rank, label in enumerate(best, start=1):
         values[f"top_{rank}"] = classes[label]
@@ -194,8 +195,13 @@ def overlay(image: np.ndarray, found: Classification) -> Image.Image:
     return drawing
 
 
-def drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each photograph's drawing; like names, in any case, get numbers."""
+def readable(name: Path | str) -> str:
+    """A file's name, or a text with one in it, as text; bytes that are none are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def drawings(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Where each photograph's drawing goes; like names, in any case, get numbers."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:
@@ -204,7 +210,7 @@ def drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
             name for name in chain([f"{path.stem}.jpg"], numbered) if name.casefold() not in taken
         )
         taken.add(names[path].casefold())
-    return names
+    return {path: folder / name for path, name in names.items()}
 
 
 def columns(classifier: Classifier, top: int) -> list[str]:
@@ -235,47 +241,71 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> Iterat
 
 
 def write_predictions(
-    path: Path, classifier: Classifier, paths: Sequence[Path], top: int, **shown: Any
+    path: Path,
+    classifier: Classifier,
+    paths: Sequence[Path],
+    top: int,
+    overlay: Path | None = None,
+    quiet: bool = False,
 ) -> list[str]:
     """Write the rows of `predict` as .csv, .jsonl or, with any other ending, parquet.
 
     Rows go to ``PATH.part`` as they come, a JSON object a line; a prediction that was killed goes
-    on behind them, unless the bundle, ``top`` or the photographs changed since.
+    on behind them, unless the bundle, the arguments or the photographs changed since.
 
     Args:
         path: of the table.
         classifier: a loaded bundle.
         paths: of the photographs.
         top: so many classes a row.
-        shown: other arguments of `predict`.
+        overlay: folder of drawings, or None.
+        quiet: show no progress.
 
     Returns:
         What is wrong with photographs that could not be read.
 
     Raises:
-        OpamError: a file cannot be written.
+        OpamError: a file cannot be written, or another prediction writes it.
     """
     part = path.with_name(f"{path.name}.part")
-    begun = {"bundle": classifier.digest, "top": top}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(part.with_suffix(".lock"), timeout=0):
+            return _write(path, part, classifier, paths, top, overlay, quiet)
+    except Timeout:
+        raise OpamError(f"{path}: another prediction writes it; wait, or name another") from None
+    except OSError as error:
+        raise OpamError(f"{part}: cannot be written ({error.strerror}); correct it") from None
+
+
+def _write(
+    path: Path,
+    part: Path,
+    classifier: Classifier,
+    paths: Sequence[Path],
+    top: int,
+    overlay: Path | None,
+    quiet: bool,
+) -> list[str]:
+    drawn = None if overlay is None else drawings(overlay, paths)
+    begun = {"bundle": classifier.digest, "top": top, "overlay": overlay and readable(overlay)}
     done, end = _done(part, begun, paths)
     if done:
         print(f"{part}: {done} photographs are done", file=sys.stderr, flush=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("r+" if done else "w", encoding="utf-8") as file:
-            file.seek(end)
-            file.truncate()
-            if not done:
-                file.write(f"{json.dumps(begun)}\n")
-            rest = paths[done:]
-            for each, found in zip(rest, predict(classifier, rest, top, **shown), strict=True):
-                file.write(f"{json.dumps([_state(each), found])}\n")
-                file.flush()
-    except OSError as error:
-        raise OpamError(f"{part}: cannot be written ({error.strerror}); correct it") from None
+    with part.open("r+" if done else "w", encoding="utf-8") as file:
+        file.seek(end)
+        file.truncate()
+        if not done:
+            file.write(f"{json.dumps(begun)}\n")
+        rest = paths[done:]
+        found = predict(classifier, rest, top, drawn, quiet)
+        for each, row in zip(rest, found, strict=True):
+            file.write(f"{json.dumps([_state(each), row])}\n")
+            file.flush()
     write_rows(path, _rows(part), columns(classifier, top))
     errors = [str(each["error"]) for each in _rows(part) if each["error"]]
     part.unlink()
+    part.with_suffix(".lock").unlink(missing_ok=True)
     return errors
 
 

@@ -64,7 +64,7 @@ class ExecutionParams(Params):
         20.0,
         ge=0,
         description="disk space on this machine for the pixels of decoded photographs, in "
-        "$OPAM_CACHE or ~/.cache/opam; 0: they are decoded each time",
+        "$OPAM_CACHE or ~/.cache/opam; 0: nothing is added, they are decoded each time",
     )
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -22,22 +23,25 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from opam.pipeline.errors import cause
-
 NUMBERS = 3
 Kept = tuple[np.ndarray, tuple[int, ...]]
 """Pixels, uint8 H x W x 3, and `NUMBERS` whole numbers that belong to them."""
 
 HEADER = np.dtype([("shape", "<i4", 2), ("numbers", "<i4", NUMBERS), ("checksum", "<u4")])
 """Before the pixels of each file."""
+PATIENCE = 60.0
+"""Seconds that a photograph is waited for which another process decodes."""
 SHARE = 32
 """A process takes a 32th of the room at a time, so that several know of each other."""
 
 
 def folder() -> Path:
     """Where all of them lie."""
-    top = os.environ.get("OPAM_CACHE") or os.path.join(os.path.expanduser("~"), ".cache/opam")
-    return Path(top) / "decoded"
+    try:
+        top = Path(os.environ.get("OPAM_CACHE") or "~/.cache/opam").expanduser()
+    except RuntimeError:  # nobody's home
+        top = Path(tempfile.gettempdir(), "opam")
+    return top / "decoded"
 
 
 def kept(
@@ -78,11 +82,11 @@ def _read(at: Path, fits: Callable[[Kept], bool]) -> Kept | None:
     try:
         [header] = np.fromfile(at, HEADER, count=1)
         rows, columns = header["shape"].tolist()
-        if at.stat().st_size != HEADER.itemsize + rows * columns * 3:
+        if at.stat().st_size != HEADER.itemsize + rows * columns * 3 or rows < 1:
             return None
         pixels = np.asarray(np.memmap(at, np.uint8, "r", HEADER.itemsize, (rows, columns, 3)))
         if at not in _sound:
-            if zlib.crc32(pixels.data) != header["checksum"]:
+            if _checksum(header, pixels) != header["checksum"]:
                 return None
             with suppress(OSError):  # a folder that others fill, say
                 os.utime(at)  # what was not used for longest goes first
@@ -93,13 +97,20 @@ def _read(at: Path, fits: Callable[[Kept], bool]) -> Kept | None:
     return found if fits(found) else None
 
 
+def _checksum(header: np.void, pixels: np.ndarray) -> int:
+    """Of all that a file holds but the checksum itself."""
+    return zlib.crc32(pixels.data, zlib.crc32(header.tobytes()[: -HEADER["checksum"].itemsize]))
+
+
 def _keep(at: Path, made: Kept, limit: int) -> None:
     pixels = np.ascontiguousarray(made[0])
-    header = np.array([(pixels.shape[:2], made[1], zlib.crc32(pixels.data))], dtype=HEADER)
+    header = np.array([(pixels.shape[:2], made[1], 0)], dtype=HEADER)
+    header["checksum"] = _checksum(header[0], pixels)
     temporary = at.with_name(f".{at.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         if not _space.take(HEADER.itemsize + pixels.nbytes, limit):
             return
+        at.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(header.tobytes())
             file.write(pixels.data)
@@ -108,26 +119,26 @@ def _keep(at: Path, made: Kept, limit: int) -> None:
         with suppress(OSError):
             temporary.unlink()
         _tell_once(
-            f"{at.parent}: decoded photographs cannot be kept ({cause(error)}), "
+            f"{folder()}: decoded photographs cannot be kept ({error.strerror}), "
             "they are decoded each time; set OPAM_CACHE to another folder"
         )
     _sound.discard(at)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(place: Path) -> Iterator[None]:
     """So that two processes do not decode one photograph; where no lock can be had, they may."""
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(folder.with_suffix(".lock")))
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(place.with_suffix(".lock"), timeout=PATIENCE))
         except (OSError, NotImplementedError):
             pass
         yield
 
 
 class _Space:
-    """What this process may still write: of the limit, and of the disk half of what is free."""
+    """What this process may still write: of the limit, and of half of the disk's free space."""
 
     def __init__(self) -> None:
         self.began = time.time()
@@ -159,8 +170,9 @@ class _Space:
                 if stat.S_ISREG(found.st_mode):
                     known.append((found.st_mtime, found.st_size, path))
         known.sort()
-        disk = shutil.disk_usage(top).free // 2
-        free = min(limit - sum(size for _, size, _ in known), disk)
+        total = sum(size for _, size, _ in known)
+        # As much stays free as all that is kept takes, however many processes ask.
+        free = min(limit, (shutil.disk_usage(top).free + total) // 2) - total
         for used, size, path in known:
             if free >= wanted or used >= self.began:
                 break

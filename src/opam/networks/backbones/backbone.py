@@ -9,7 +9,7 @@ from torch import nn
 
 from opam.networks.backbones.folding import fold, whole
 from opam.networks.backbones.pretrained import pretrained_weights
-from opam.pipeline.errors import OpamError
+from opam.pipeline.errors import OpamError, cause
 from opam.pipeline.libraries import timm
 from opam.pipeline.params import Params
 
@@ -183,7 +183,13 @@ def pretrained_and_new(network: nn.Module, backbone: Backbone) -> dict[str, list
 def _timm_body(name: str) -> Any:
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")
-    body: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    try:
+        body: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    except Exception as error:  # each family has its own
+        raise OpamError(
+            f"backbone.name: '{name}' cannot be built without its classifier ({cause(error)}); "
+            "take another"
+        ) from None
     body.eval()
     with torch.inference_mode():
         maps = body.forward_features(torch.zeros(1, 3, *body.pretrained_cfg["input_size"][1:]))

@@ -15,9 +15,6 @@ from torch import nn
 
 from opam.pipeline.libraries import timm
 
-SIDE = 64
-"""Of the image that shows which batch norm follows which convolution, pixels."""
-
 
 class _Pair:
     """A convolution, and the batch norm that alone reads what it gives."""
@@ -112,13 +109,16 @@ def _pairs(body: Any) -> list[tuple[nn.Module, nn.Module]]:
     training = [module for module in body.modules() if module.training]
     body.eval()
     device = next(body.parameters()).device
-    with torch.inference_mode(False), torch.enable_grad():
-        image = torch.zeros(1, 3, SIDE, SIDE, device=device, requires_grad=True)
-        readers = _readers(body.forward_features(image))
-    for hook in hooks:
-        hook.remove()
-    for module in training:
-        module.training = True
+    size = body.pretrained_cfg["input_size"]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            image = torch.zeros(1, *size, device=device, requires_grad=True)
+            readers = _readers(body.forward_features(image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
     calls = Counter(id(convolution) for convolution, _, _ in found)
     return [
         (convolution, norm)

@@ -351,11 +351,16 @@ def decoded(path: str, side: int, gigabytes: float, sha256: str) -> Photograph:
         sha256: digest of its file, hexadecimal.
 
     Raises:
-        OpamError: as `read_photograph`.
+        OpamError: as `read_photograph`; or it is read, and is another file.
     """
 
     def make() -> Kept:
-        pixels, width, height, largest = read_photograph(path, side)
+        content = photograph_file(path)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise OpamError(
+                f"{path}: is not the photograph that prepare saw; run `dvc repro` to see it anew"
+            )
+        pixels, width, height, largest = decode_photograph(content, path, side)
         return pixels, (width, height, -1 if largest is None else largest)
 
     def fits(found: Kept) -> bool:
