@@ -97,7 +97,7 @@ def test_empty_table_of_every_schema(tmp_path: Path, schema: str) -> None:
 
 def test_missing_boxes_stay_missing(tmp_path: Path) -> None:
     row = {"image_id": "a", "path": "a", "label": 0, "class_name": "x", "split": "val"}
-    table = pd.DataFrame([{**row, "group": "a", "width": 4, "height": 3}])
+    table = pd.DataFrame([{**row, "sha256": "0", "group": "a", "width": 4, "height": 3}])
     for name in ("gt_x0", "gt_y0", "gt_x1", "gt_y1"):
         table[name] = pd.array([None], dtype="Int32")
     write_table(tmp_path / "a", "manifest", table)

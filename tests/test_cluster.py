@@ -33,8 +33,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head and a worker with two CPUs each."""
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head and a worker with two CPUs each, and no decoded photographs."""
+    monkeypatch.setenv("OPAM_CACHE", str(tmp_path / "pixels"))
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     found.add_node(num_cpus=2)
     monkeypatch.setenv("RAY_ADDRESS", found.address)

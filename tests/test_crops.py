@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_a_photograph_of_several_batches_is_read_once(photographs: pd.DataFrame)
     batches = CropBatches(paths, BOXES, 16, 1, read=counted)
     assert len([batches[number] for number in range(len(batches))]) == 6
     assert read == [paths[0], paths[2], paths[3]]
+
+
+def test_batches_go_to_another_process(photographs: pd.DataFrame) -> None:
+    batches = CropBatches(photographs["path"].tolist()[:4], BOXES, 16, 4)
+    first = batches[0]
+    assert torch.equal(pickle.loads(pickle.dumps(batches))[0], first)
 
 
 @pytest.mark.parametrize(("size", "most"), [(0, 8), (AHEAD // 3, 3), (2 * AHEAD, 1)])

@@ -204,7 +204,8 @@ def write_manifest(
 ) -> None:
     sizes = dict.fromkeys(("width", "height"), 9)
     boxes = {name: pd.array([None] * len(images), dtype="Int32") for name in GT_BOX}
-    table = images.assign(path="", label=labels, class_name="x", group=group, **sizes, **boxes)
+    named = dict.fromkeys(("path", "sha256"), "") | {"class_name": "x"}
+    table = images.assign(label=labels, group=group, **named, **sizes, **boxes)
     write_table(folder / "data/manifest.parquet", "manifest", table)
 
 

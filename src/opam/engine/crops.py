@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import cv2
@@ -164,13 +164,21 @@ class CropBatches:
         self.mirrored = None if mirrored is None else np.asarray(mirrored, dtype=bool)
         self.unit = unit
         self.fraction = fraction
-        # A photograph whose crops fill several batches is not decoded for each.
-        self.read = lru_cache(maxsize=HELD)(read)
+        self.read = read
         self.counts = np.array([len(each) for each in boxes], dtype=np.int64)
         self.before = np.r_[0, np.cumsum(self.counts)]
 
     def __len__(self) -> int:
         return math.ceil(self.before[-1] / self.batch_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which holds photographs of its own."""
+        return {name: value for name, value in vars(self).items() if name != "held"}
+
+    @cached_property
+    def held(self) -> Read:
+        """``read``, but a photograph whose crops fill several batches is not read for each."""
+        return lru_cache(maxsize=HELD)(self.read)
 
     def rows(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """`batch_rows` of a batch."""
@@ -181,7 +189,7 @@ class CropBatches:
         borders = np.flatnonzero(np.diff(photograph)) + 1
         crops = []
         for item, rows in zip(photograph[np.r_[0, borders]], np.split(row, borders), strict=True):
-            image = self.read(self.paths[item])
+            image = self.held(self.paths[item])
             boxes = np.asarray(self.boxes[item], dtype=np.float64)[rows]
             if self.unit:
                 boxes = boxes * np.tile(image.shape[1::-1], 2)
