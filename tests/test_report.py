@@ -20,6 +20,7 @@ from PIL import Image
 from small_project import Undisturbed, digests
 
 from opam.method.parts import PartParams, score_parts, select_parts
+from opam.photographs.decoding.images import read_image
 from opam.pipeline.artifacts import BOX, read_json, read_table
 from opam.report.page import figures, tables
 from opam.report.page.copies import GROUPS, MEMBERS, copy_groups
@@ -499,12 +500,12 @@ def test_conflicts_come_first_and_few_copies_are_shown(tmp_path: Path) -> None:
     table = pd.DataFrame(rows, columns=["group", "image_id", "path"])
     table = table.assign(class_name="x", split="train", kind="near", action="kept", conflict="")
     table.loc[table["group"] == 30, "conflict"] = "2 labels"
-    found = copy_groups(pd.concat([table, *[table.tail(1)] * 9]))
+    found = copy_groups(pd.concat([table, *[table.tail(1)] * 9]), read_image)
     assert len(found) == GROUPS
     assert [found[0]["conflict"], found[0]["count"]] == ["2 labels", 11]
     assert len(found[0]["photographs"]) == MEMBERS
     assert found[1]["photographs"][0]["image_id"] == "1/0"
-    assert copy_groups(table.head(0)) == []
+    assert copy_groups(table.head(0), read_image) == []
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Photographs that are there more than once, with their pictures."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from opam.photographs.decoding.images import Photographs
 from opam.report.page.photographs import picture
 
 GROUPS, MEMBERS = 20, 6
@@ -13,12 +14,14 @@ SIDE = 192
 """Longest side of their pictures, pixels."""
 
 
-def copy_groups(duplicates: pd.DataFrame, read: Photographs) -> list[dict[str, Any]]:
+def copy_groups(
+    duplicates: pd.DataFrame, read: Callable[[str], np.ndarray]
+) -> list[dict[str, Any]]:
     """Groups of copies, those that conflict with something first; at most `GROUPS`.
 
     Args:
         duplicates: data/duplicates.csv, empty cells as empty text.
-        read: gives the photographs.
+        read: gives a photograph by its path, uint8 H x W x 3.
 
     Returns:
         Of each group ``kind``, ``conflict``, ``count``, and of at most `MEMBERS` photographs
