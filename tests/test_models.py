@@ -164,3 +164,12 @@ def test_copied_heads_agree_with_the_only_one() -> None:
         after = with_heads(network, 2).eval()(IMAGES)
     assert after.shape == (2, 2, 3)
     assert torch.allclose(after, before.expand(-1, 2, -1), atol=1e-6)
+
+
+def test_random_weights_are_the_same_in_every_stage() -> None:
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        found.append(create_backbone(BackboneParams(name="resnet18", weights="none")))
+    for one, other in zip(*(each.parameters() for each in found), strict=True):
+        assert torch.equal(one, other)

@@ -207,9 +207,11 @@ def create_backbone(params: BackboneParams) -> Backbone:
     Raises:
         OpamError: unknown or not convolutional name, or weights missing, not fitting, not finite.
     """
-    backbone = Backbone(params.name)
     if params.weights == "none":
-        return backbone
+        with torch.random.fork_rng(devices=[]):  # random, but the same in every stage and process
+            torch.manual_seed(0)
+            return Backbone(params.name)
+    backbone = Backbone(params.name)
     state = pretrained_weights(backbone.body, params.name, params.weights)
     backbone.body.load_state_dict({**backbone.body.state_dict(), **state})
     return backbone
