@@ -9,6 +9,7 @@ else of the project's data.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ class Classifier:
             name: section_of(content, f"params.{name}", kind, path / BUNDLE)
             for name, kind in STEPS.items()
         }
-        self.digest = digest_of(path)
+        self.path = path
         self.execution = execution
         self.device = prepare_device(execution)
         self.networks: dict[str, Any] = {}
@@ -151,6 +152,11 @@ class Classifier:
                 )
             fold_batch_norm(network)
             self.networks[branch] = network.to(self.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """`digest_of` the bundle: asked for by predictions that may go on, and by nothing else."""
+        return digest_of(self.path)
 
     @classmethod
     def load(

@@ -129,11 +129,9 @@ def _keep(at: Path, made: Kept, limit: int) -> None:
 def _alone(place: Path) -> Iterator[None]:
     """So that two processes do not decode one photograph; where no lock can be had, they may."""
     with ExitStack() as stack:
-        try:
+        with suppress(OSError, NotImplementedError):
             place.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(place.with_suffix(".lock"), timeout=PATIENCE))
-        except (OSError, NotImplementedError):
-            pass
         yield
 
 
