@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from opam.method.proposals import ProposalParams, propose
 from opam.photographs.decoding.images import Photographs, decoded
 from opam.pipeline.artifacts import BOX, read_table, write_table_in_pieces
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
+from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
 from opam.pipeline.resume import fingerprint, finish, in_shards
 from opam.pipeline.stage import run
@@ -44,7 +45,7 @@ def main() -> None:
             delayed(propose_for)(image_id, photographs.where(path), params)
             for image_id, path in zip(rest["image_id"], rest["path"], strict=True)
         )
-        tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)
+        tables = in_processes(jobs, execution.processes)
         yield from progress(tables, len(rest), "selective search")
 
     inputs = fingerprint(RAW, MANIFEST, params)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from opam.method.parts import PartParams, choose_parts
 from opam.method.saliency import to_image
@@ -22,6 +22,7 @@ from opam.pipeline.artifacts import (
 )
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
+from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
 from opam.pipeline.resume import fingerprint, finish, in_shards
 from opam.pipeline.stage import run
@@ -71,7 +72,7 @@ def main() -> None:
                 strict=True,
             )
         )
-        tables = Parallel(n_jobs=execution.processes, return_as="generator")(jobs)
+        tables = in_processes(jobs, execution.processes)
         yield from progress(tables, len(manifest) - first, "parts")
 
     inputs = fingerprint(MANIFEST, SALIENCY, OBJECTS, PROPOSALS, params)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from pydantic import Field
 
 from opam.photographs.decoding.depth import unused_depth
@@ -15,6 +15,7 @@ from opam.pipeline.artifacts import GT_BOX
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import Params
+from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
 
 
@@ -71,7 +72,7 @@ def check_photographs(
     """
     how = max_side, execution.decoded_gigabytes
     jobs = (delayed(describe)(path, *how) for path in images["path"])
-    found = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
+    found = in_processes(jobs, max(1, execution.workers))
     rows = list(progress(found, len(images), "checking photographs"))
     checked = pd.DataFrame(rows, columns=Descriptor._fields, index=images.index)
     if told := unused_depth(checked["largest"].to_numpy(float)):

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import ArrayLike
 from PIL import Image
 from pydantic import Field
@@ -25,6 +25,7 @@ from opam.photographs.datasets.dataset import Dataset, below, dataset, existing,
 from opam.pipeline.artifacts import GT_BOX, atomic, write_csv
 from opam.pipeline.errors import OpamError, cause
 from opam.pipeline.params import Params
+from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
 
 # Species: bill, crown, wing bar and tail, each in one of four forms; form // 2 is its shape and
@@ -350,7 +351,7 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
         for species in range(len(SPECIES))
         for number in range(count)
     ]
-    drawn = Parallel(n_jobs=workers, return_as="generator")(delayed(_write)(*job) for job in jobs)
+    drawn = in_processes((delayed(_write)(*job) for job in jobs), workers)
     rows, keypoints = [], []
     for row, parts in progress(drawn, len(jobs), "drawing birds", "birds"):
         rows.append(row)

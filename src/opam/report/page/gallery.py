@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from opam.method.objects import ObjectParams, chosen_map
 from opam.method.parts import PartParams
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, GT_BOX, atomic
 from opam.pipeline.device import ExecutionParams
+from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
 from opam.report.page.photographs import (
     Found,
@@ -134,7 +135,7 @@ def all_details(
 ) -> Iterator[dict[str, Any]]:
     """Yield every photograph's picture and what its large view shows."""
     jobs = (delayed(details)(each, params) for each in found)
-    drawn = Parallel(n_jobs=max(1, execution.workers), return_as="generator")(jobs)
+    drawn = in_processes(jobs, max(1, execution.workers))
     ids = run.photographs["image_id"].tolist()
     cam_labels = run.objects["predicted_label"].loc[ids].tolist()
     parts = run.parts[["score", "activation"]].loc[ids].to_numpy().reshape(len(ids), -1, 2)
