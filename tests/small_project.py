@@ -79,7 +79,7 @@ def small_params() -> dict:
     params["proposals"] |= {"mode": "single", "max_side": 96, "max_boxes": 10}
     params["fusion"]["folds"] = 2
     params["filter"]["threshold"] = 0.05
-    params["execution"] |= {"shard_size": 4, "batch_size": 8}
+    params["execution"] |= {"shard_size": 4, "batch_size": 8, "workers": 0, "threads": 1}
     params["training"] |= {"epochs": 1, "input_size": 64, "resize": 72}
     for network in ("filternet", "classnet", "objectnet", "partnet"):
         params[network] |= {"epochs": 3}
@@ -128,6 +128,13 @@ def project(folder: Path) -> Path:
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     git_commit(folder)
     return folder
+
+
+def use_workers(folder: Path, workers: int) -> None:
+    """None elsewhere: they would only wait for the tests beside this one."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["execution"]["workers"] = workers
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def git_commit(folder: Path) -> None:
@@ -194,9 +201,10 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 def run_undisturbed(folder: Path) -> Undisturbed:
     """All stages once, under DVC."""
+    use_workers(project(folder), 2)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPAM_CACHE", str(folder.with_name("copies")))
-        process = start(project(folder), PYTHON, "-m", "dvc", "repro")
+        process = start(folder, PYTHON, "-m", "dvc", "repro")
     assert process.stdout is not None
     started, output = {}, []
     for line in process.stdout:
@@ -205,6 +213,7 @@ def run_undisturbed(folder: Path) -> Undisturbed:
             started[found[1]] = time.monotonic()
     assert process.wait() == 0, "".join(output)
     assert list(started) == STAGES
+    use_workers(folder, 0)
     ends = [*list(started.values())[1:], time.monotonic()]
     seconds = {name: end - started[name] for name, end in zip(STAGES, ends, strict=True)}
     untouched = folder.with_name("untouched")

@@ -24,6 +24,7 @@ from small_project import (
     project,
     script,
     start,
+    use_workers,
 )
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     folder = project(tmp_path / "killed")
+    use_workers(folder, 2)
     moments = random.Random(0)
     wanted = [*STAGES, *moments.sample(STAGES, KILLS - len(STAGES))]
     kills = dict.fromkeys(STAGES, 0)

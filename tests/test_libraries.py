@@ -21,6 +21,40 @@ assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch.nn.Module)
 """
 
 
+TRAINS = """
+import sys
+from opam.pipeline.libraries import timm, torch, without_compiler
+from opam.evaluation.cost import gflops
+network = timm.create_model("mobilenetv3_small_050", num_classes=2)
+images = torch.ones(2, 3, 64, 64)
+with without_compiler():
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+before = network.classifier.bias.clone()
+for _ in range(2):
+    network(images).logsumexp(1).sum().backward()
+    with without_compiler():
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.load_state_dict(optimizer.state_dict())
+assert not torch.equal(network.classifier.bias, before)
+assert network.classifier.bias.grad is None
+assert gflops(lambda: network(images)) > 0
+assert "torch._dynamo" not in sys.modules, "the compiler is loaded"
+with without_compiler():
+    import torch._dynamo
+    assert torch._dynamo.utils.is_compile_supported("cpu") in (True, False)
+assert torch._dynamo.__file__, "the stand-in stayed"
+assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch.nn.Module)
+"""
+
+
+def test_what_only_refuses_the_compiler_does_not_load_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("before", ["", "import torch._dynamo.utils\n"])
 def test_what_they_ask_of_the_compiler_waits(before: str) -> None:
     code = before + (CODE.replace('assert "torch._dynamo" not', "#") if before else CODE)

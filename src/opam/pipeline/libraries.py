@@ -1,12 +1,14 @@
-"""timm and torchvision, loaded without torch's compiler.
+"""torch, timm and torchvision without torch's compiler, as long as nothing is compiled.
 
 torchvision asks the compiler one question, and timm marks one function for it, as they are loaded;
 for that all of it is loaded: a third of the time before a stage begins to work. Here both wait
-until they are asked for.
+until they are asked for. torch's optimizers load it too, to keep it away from themselves; see
+`without_compiler`.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
@@ -49,5 +51,43 @@ def _loaded() -> tuple[Any, Any]:
             del sys.modules[name]
 
 
+class _Absent(ModuleType):
+    """What torch's compiler is to code that it does not compile; asked for more, it is loaded."""
+
+    @staticmethod
+    def disable(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
+        return function
+
+    @staticmethod
+    def graph_break() -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Run what only tells torch's compiler to leave it alone: it is not loaded for that.
+
+    For optimizers, and for counting operations, of networks that are not compiled; where the
+    compiler is loaded already this does nothing.
+    """
+    name = COMPILER[0]
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = absent = _Absent(name)
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is absent:
+            del sys.modules[name]
+
+
 timm, torchvision = _loaded()
-__all__ = ["timm", "torch", "torchvision"]
+__all__ = ["timm", "torch", "torchvision", "without_compiler"]

@@ -33,6 +33,7 @@ from opam.pipeline.distributed import (
     shared_out,
 )
 from opam.pipeline.errors import OpamError
+from opam.pipeline.libraries import without_compiler
 from opam.pipeline.progress import progress
 from opam.pipeline.ranks import processes, rank
 from opam.pipeline.resume import RESUME, Fingerprint, fingerprint
@@ -115,7 +116,8 @@ def train(
     seconds = 0.0
     if saved := read_checkpoint(checkpoint, inputs):
         network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
+        with without_compiler():
+            optimizer.load_state_dict(saved["optimizer"])
         history, seconds = saved["history"], saved["seconds"]
         _say(f"{name}: resumed behind epoch {len(history)}")
 
@@ -147,7 +149,8 @@ def train(
             log(row)
             seconds += time.monotonic() - started
             _say(f"{name}: " + _line(epoch, row))
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            with without_compiler():
+                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             done = {"inputs": inputs, "history": history, "seconds": seconds}
             write_checkpoint(checkpoint, state | done)
     write_json(curves / TIME, {"training_seconds": seconds})
@@ -156,16 +159,17 @@ def train(
 
 def _optimizer(network: Any, params: TrainingParams, device: torch.device) -> torch.optim.Optimizer:
     groups = network.parameter_groups()
-    return torch.optim.SGD(
-        [
-            {"params": groups["backbone"], "factor": 1.0},
-            {"params": groups["head"], "factor": params.head_rate_factor},
-        ],
-        lr=params.rate,
-        momentum=params.momentum,
-        weight_decay=params.weight_decay,
-        fused=device.type == "cuda",
-    )
+    with without_compiler():
+        return torch.optim.SGD(
+            [
+                {"params": groups["backbone"], "factor": 1.0},
+                {"params": groups["head"], "factor": params.head_rate_factor},
+            ],
+            lr=params.rate,
+            momentum=params.momentum,
+            weight_decay=params.weight_decay,
+            fused=device.type == "cuda",
+        )
 
 
 def _epoch(
@@ -202,8 +206,9 @@ def _epoch(
             with autocast(images.device):
                 loss, hit = step(images, labels, heads)
             (loss * (share * processes())).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        with without_compiler():
+            optimizer.step()
+            optimizer.zero_grad()
         if share:
             total += loss.detach().double() * len(labels)
             correct += hit.sum()

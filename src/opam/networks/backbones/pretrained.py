@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from opam.pipeline.errors import OpamError, cause, one_line
-from opam.pipeline.libraries import timm
+from opam.pipeline.libraries import timm, without_compiler
 from opam.pipeline.outside import weights_file
 from opam.pipeline.ranks import rank
 
@@ -108,7 +108,7 @@ def _packaged(name: str) -> State:
 
 def timm_names(name: str) -> list[str]:
     """Names of all tensors of the timm model ``name``, classifier included, in order."""
-    with torch.device("meta"):
+    with torch.device("meta"), without_compiler():
         return list(timm.create_model(name, pretrained=False).state_dict())
 
 
