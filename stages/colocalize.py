@@ -53,7 +53,7 @@ def main() -> None:
         )
 
     def moments_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return moments(backbone.feature_maps(crops, params.layer))
+        return moments(backbone.shared_maps(crops, params.layer))
 
     training = batches_of(manifest[manifest["split"] == "train"], [False])
     mean, component = principal_component(
@@ -63,7 +63,7 @@ def main() -> None:
     image_ids = manifest["image_id"].to_numpy()
 
     def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
-        return (object_maps(backbone.feature_maps(crops, params.layer), mean, component),)
+        return (object_maps(backbone.shared_maps(crops, params.layer), mean, component),)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         done = first * views.batch_size // 2

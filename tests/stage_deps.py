@@ -102,7 +102,7 @@ def _through_libraries(module: str) -> set[str]:
         for node in ast.walk(ast.parse(_path(module).read_text()))
         if isinstance(node, ast.ImportFrom) and node.module == "opam.pipeline.libraries"
         for name in node.names
-    }
+    } & {*PACKAGES}
 
 
 def sections(script: Path) -> set[str]:

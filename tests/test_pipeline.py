@@ -246,6 +246,8 @@ CODE: dict[str, list[str]] = {
     "method/proposals": ["propose_patches", *BUNDLED],
     "method/saliency": ["extract_saliency", "extract_objects", "select_parts", *SHOWN, *BUNDLED],
     "networks/backbones/backbone": [*CROPPED, "prepare", "record_environment", "export_bundle"],
+    "networks/backbones/bodies": [*CROPPED, "prepare", "record_environment", "export_bundle"],
+    "networks/backbones/stages": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/folding": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/pretrained": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/weights": [*CROPPED, "record_environment"],

@@ -81,7 +81,7 @@ def test_asking_for_channels_changes_nothing() -> None:
         assert torch.equal(value, before[name])
 
 
-def test_a_body_of_another_family_is_named() -> None:
-    backbone = Backbone("regnetx_002")
-    with pytest.raises(OpamError, match=r"backbone\.name: 'regnetx_002'.*take a ResNet"):
+def test_a_body_without_stages_is_named() -> None:
+    backbone = Backbone("vit_tiny_patch16_224")
+    with pytest.raises(OpamError, match=r"backbone\.name: 'vit_tiny_patch16_224'.*take a"):
         backbone.stage_maps(IMAGES)

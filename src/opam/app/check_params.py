@@ -26,12 +26,15 @@ from opam.method.parts import PartParams
 from opam.method.probes import ProbeParams
 from opam.method.proposals import ProposalParams
 from opam.method.saliency import SaliencyParams
-from opam.networks.backbones.backbone import Backbone, BackboneParams, penultimate_convolution
+from opam.networks.backbones.backbone import Backbone, BackboneParams
+from opam.networks.backbones.bodies import check_size
+from opam.networks.cam_network import penultimate_layer
 from opam.photographs.datasets import DatasetParams
 from opam.photographs.preparation import PrepareParams
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.environment import ENVIRONMENT
 from opam.pipeline.errors import OpamError, run
+from opam.pipeline.libraries import without_compiler
 from opam.pipeline.outside import check_photographs_path, check_weights_path
 from opam.pipeline.params import SECTIONS, params_path, read_yaml, section_of
 from opam.systems.baselines import BaselineParams
@@ -63,7 +66,7 @@ TYPES: dict[str, Any] = {
     "baselines": dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], BaselineParams],
 }
 
-
+NETWORKS = ("filternet", "classnet", "objectnet", "partnet")
 RAW = Path("data/raw.zip")
 
 
@@ -157,20 +160,34 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
     """
     with told_together() as attempt:
         with attempt():
-            backbone = Backbone(params["backbone"].name).eval()
-            with attempt():
-                side = params["colocalization"].input_size
-                with torch.inference_mode():
-                    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-                    backbone.feature_maps(images, params["colocalization"].layer)
-            with attempt():
-                penultimate_convolution(backbone, params["alignment"].convolution)
-            for name in ("filternet", "classnet", "objectnet", "partnet"):
+            name = params["backbone"].name
+            with torch.device("meta"), without_compiler():
+                backbone = Backbone(name).eval()
+            for parameter, size in _sizes(params):
                 with attempt():
-                    freeze_until(backbone, params[name].frozen_until, name)
+                    check_size(name, size, parameter)
+            with attempt():
+                side = backbone.body.pretrained_cfg["input_size"][1]
+                images = torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
+                with torch.inference_mode(), without_compiler():
+                    backbone.shared_maps(images, params["colocalization"].layer)
+            with attempt():
+                penultimate_layer(backbone, params["alignment"].convolution)
+            for network in NETWORKS:
+                with attempt():
+                    freeze_until(backbone, params[network].frozen_until, network)
         for name, baseline in params["baselines"].items():
             with attempt():
                 _check_baseline(name, baseline, params["backbone"], path)
+
+
+def _sizes(params: dict[str, Any]) -> list[tuple[str, int]]:
+    """Each side of what the shared backbone is shown, by the parameter that says it."""
+    sections = (*NETWORKS, "saliency", "colocalization", "probes")
+    return [
+        *((f"{section}.input_size", params[section].input_size) for section in sections),
+        ("probes.part_size", params["probes"].part_size),
+    ]
 
 
 def _check_baseline(
@@ -180,6 +197,7 @@ def _check_baseline(
     if baseline.system == "bcnn":
         method["second_weights"] = "none"
     backbone = Backbone((baseline.backbone or shared).name)
+    check_size(backbone.name, baseline.training.input_size, f"baselines.{name}.training.input_size")
     settings = read_method(name, baseline.system, method, path)
     create_system(baseline.system, backbone, 2, settings)
     for step in ("classifier_training", "training"):

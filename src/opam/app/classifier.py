@@ -303,7 +303,7 @@ class Classifier:
         backbone, params = self.networks["probes"].backbone, self.steps["colocalization"]
 
         def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
-            features = backbone.feature_maps(crops, params.layer)
+            features = backbone.shared_maps(crops, params.layer)
             return (object_maps(features, self.mean, self.component),)
 
         every = [np.repeat(WHOLE, 2, axis=0)] * len(images)

@@ -30,7 +30,9 @@ class AlignmentParams(Params):
 
     clusters: int = Field(2, ge=1, description="clusters of neurons, m in the paper")
     convolution: str | None = Field(
-        None, description="the convolution whose neurons are clustered; null: the penultimate one"
+        None,
+        description="the convolution, or linear layer of a transformer, whose neurons are "
+        "clustered; null: the penultimate one",
     )
     similarity: Literal["weights", "contrast"] = Field(
         "weights",

@@ -34,7 +34,9 @@ class ColocalizationParams(Params):
     """Which feature maps are compared."""
 
     layer: str | None = Field(
-        None, description="module of the backbone that gives the feature maps; null: its last maps"
+        None,
+        description="module of the backbone that gives the feature maps; null: its last maps, of "
+        "EfficientNets those of the last stage but one",
     )
     input_size: int = Field(320, ge=32, le=2048, description="side of a photograph in pixels")
 

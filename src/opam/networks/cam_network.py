@@ -6,8 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from opam.networks.backbones.backbone import Backbone, penultimate_convolution
+from opam.networks.backbones.backbone import Backbone
+from opam.networks.backbones.bodies import as_maps, last_maps, outline
 from opam.networks.backbones.weights import read_weights, write_weights
+from opam.pipeline.errors import OpamError
+from opam.pipeline.libraries import without_compiler
+
+KNOWN = 6
+"""Layers that an error names."""
 
 
 class CamNetwork(nn.Module):
@@ -49,7 +55,7 @@ class CamNetwork(nn.Module):
 
         Args:
             images: uint8 B x 3 x H x W.
-            module: second name of `opam.networks.backbones.backbone.penultimate_convolution`.
+            module: second name of `penultimate_layer`.
 
         Returns:
             float B x neurons.
@@ -58,7 +64,7 @@ class CamNetwork(nn.Module):
 
     def neuron_weights(self, name: str | None) -> tuple[torch.Tensor, str]:
         """Weight vectors of the penultimate convolution, and the module that gives responses."""
-        convolution, module = penultimate_convolution(self.backbone, name)
+        convolution, module = penultimate_layer(self.backbone, name)
         return self.backbone.body.get_submodule(convolution).weight.detach().flatten(1), module
 
 
@@ -100,3 +106,62 @@ def with_heads(network: CamNetwork, heads: int) -> CamNetwork:
         }
     )
     return copy
+
+
+def penultimate_layer(backbone: Backbone, name: str | None = None) -> tuple[str, str]:
+    """The layer whose output neurons stand for parts, and the module to read them from.
+
+    It is the last but one convolution (not a depthwise one) or linear layer that looks at places,
+    in the order in which the body calls them; in the paper VGG-19's. In a transformer's block, or
+    ConvNeXt's, it is the first of the two linear layers that follow attention (or the depthwise
+    convolution): its neurons are detectors whose rectified answers the second one mixes. The
+    response is read behind the batch norm that follows the layer, where one does.
+
+    Args:
+        backbone: the network.
+        name: module name of a convolution or linear layer in ``backbone.body``; None finds it.
+
+    Returns:
+        Names in ``backbone.body`` of the layer and of the module that gives its response.
+
+    Raises:
+        OpamError: no layer of that name, or none at all.
+    """
+    calls: list[tuple[str, Any]] = []
+
+    def record(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        maps = as_maps(body, output)
+        if maps is not None and len(maps) == 1 and maps.shape[-1] > 1:
+            calls.append((names[module], module))
+
+    body = outline(backbone.name).body
+    names = {module: name for name, module in body.named_modules()}
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    hooks = [m.register_forward_hook(record) for m in names if isinstance(m, kinds)]
+    image = torch.zeros(1, *body.pretrained_cfg["input_size"], device="meta")
+    with torch.inference_mode(), without_compiler():
+        last_maps(body, image, backbone.tokens)
+    for hook in hooks:
+        hook.remove()
+    dense = [
+        index
+        for index, (_, module) in enumerate(calls)
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    ]
+    if name is None and len(dense) > 1:
+        position = dense[-2]
+    else:
+        matches = [index for index in dense if calls[index][0] == name]
+        if not matches:
+            known = ", ".join(calls[index][0] for index in dense[-KNOWN:])
+            raise OpamError(
+                f"alignment.convolution: no convolution or linear layer '{name}'; the last ones "
+                f"are {known}"
+            )
+        position = matches[-1]
+    layer = calls[position]
+    follower = calls[position + 1] if position + 1 < len(calls) else layer
+    norm = follower[1]
+    width = layer[1].weight.shape[0]
+    follows = isinstance(norm, nn.BatchNorm2d) and norm.num_features == width
+    return layer[0], follower[0] if follows else layer[0]

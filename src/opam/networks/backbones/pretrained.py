@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,10 @@ DEPTH = 3
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts that wrappers of torch put into names, anywhere."""
 
-CLASSIFIERS = {"classifier", "fc", "head", "head_dist", "heads", "last_linear", "pre_logits"}
+CLASSIFIERS = {
+    *("classifier", "fc", "head", "head_dist", "heads", "last_linear", "pre_logits"),
+    *("attn_pool", "fc_norm"),
+}
 """First parts of the names of what stands on a backbone and is left out without a word."""
 
 SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -196,6 +199,7 @@ def fitting(body: nn.Module, states: list[State], source: str) -> State:
             own = {
                 name.removeprefix(prefix): plain[name] for name in plain if name.startswith(prefix)
             }
+            own = _with_norm(body, own)
             misfits = _misfits(body, own)
             if not any(misfits.values()):
                 fits[prefix] = own
@@ -208,6 +212,16 @@ def fitting(body: nn.Module, states: list[State], source: str) -> State:
         f"backbone.weights: '{source}' does not fit the backbone: {'; '.join(said)}; give weights "
         "of the same timm model"
     )
+
+
+def _with_norm(body: nn.Module, state: State) -> State:
+    """A transformer that averages its tokens names its last norm for its place behind the mean."""
+    moved = {f"fc_norm.{part}": f"norm.{part}" for part in ("weight", "bias")}
+    wanted = body.state_dict()
+    return {
+        moved[name] if moved.get(name) in wanted and moved[name] not in state else name: value
+        for name, value in state.items()
+    }
 
 
 def _unwrapped(name: str) -> str:
@@ -255,12 +269,22 @@ def _beyond(body: Any, state: State) -> list[str]:
     owned = {name.partition(".")[0] for name in wanted}
     known = body.pretrained_cfg.get("classifier") or ()
     classifiers = (known,) if isinstance(known, str) else tuple(known)
-    heads = (*classifiers, *(CLASSIFIERS - owned))
+    heads = (*(_head(each, wanted) for each in classifiers), *(CLASSIFIERS - owned))
     return [
         name
         for name in state
         if name not in wanted and not any(f"{name}.".startswith(f"{head}.") for head in heads)
     ]
+
+
+def _head(classifier: str, wanted: Iterable[str]) -> str:
+    """The largest module around ``classifier`` of which the body has nothing."""
+    parts = classifier.split(".")
+    around = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return next(
+        (each for each in around if not any(f"{n}.".startswith(f"{each}.") for n in wanted)),
+        classifier,
+    )
 
 
 def _count(misfits: dict[str, list[str]]) -> int:

@@ -1,0 +1,160 @@
+"""Bodies of backbones: timm's models without what classifies, and their output as feature maps."""
+
+from dataclasses import dataclass
+from functools import cache
+from math import isqrt
+from typing import Any
+
+import torch
+
+from opam.pipeline.errors import OpamError, cause
+from opam.pipeline.libraries import timm, without_compiler
+
+WAYS: list[dict[str, Any]] = [
+    {"global_pool": "", "dynamic_img_size": True},  # transformers that take images of other sizes
+    {"global_pool": ""},
+    {},
+]
+"""Arguments of timm's models; the first are taken that a model knows."""
+
+SMALLEST = 32
+"""Side of an image in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What is known of a timm model without its weights.
+
+    Attributes:
+        body: the model, on torch's meta device.
+        way: the arguments that it is built with.
+        tokens: it gives B x tokens x C, not maps.
+    """
+
+    body: Any
+    way: dict[str, Any]
+    tokens: bool
+
+
+def create_body(name: str) -> Any:
+    """The timm model ``name`` without classifier, with random weights.
+
+    Raises:
+        OpamError: as `outline`.
+    """
+    return timm.create_model(name, pretrained=False, num_classes=0, **outline(name).way)
+
+
+@cache
+def outline(name: str) -> Outline:
+    """Build the timm model ``name`` without memory.
+
+    Raises:
+        OpamError: timm has none of that name, or it cannot be built without its classifier, or it
+            gives no feature maps.
+    """
+    if name not in timm.list_models() and name not in timm.list_pretrained():
+        raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")
+    problem: Exception = OpamError(name)
+    for way in WAYS:
+        try:
+            with torch.device("meta"), without_compiler():
+                body: Any = timm.create_model(name, pretrained=False, num_classes=0, **way)
+        except Exception as error:  # each family has its own
+            problem = error
+            continue
+        try:
+            with torch.inference_mode(), without_compiler():
+                image = torch.zeros(1, *body.pretrained_cfg["input_size"], device="meta")
+                found = Outline(body.eval(), way, body.forward_features(image).ndim == 3)
+                maps = last_maps(body, image, found.tokens)
+        except Exception:
+            break
+        if maps.ndim == 4 and maps.shape[1] == body.num_features:
+            return found
+        break
+    else:
+        raise OpamError(
+            f"backbone.name: '{name}' cannot be built without its classifier ({cause(problem)}); "
+            "take another"
+        )
+    raise OpamError(
+        f"backbone.name: '{name}' gives no feature maps; take a network that looks at places, a "
+        "ResNet, a ConvNeXt or a ViT say"
+    )
+
+
+def last_maps(body: Any, images: torch.Tensor, tokens: bool) -> torch.Tensor:
+    """The last feature maps of ``body``, float B x C x h x w, for normalised images.
+
+    Of a transformer these are the tokens of places behind its last norm. Tokens that stand for no
+    place (class token, registers) are left out.
+
+    Args:
+        body: by `create_body`.
+        images: float B x 3 x H x W.
+        tokens: of its `outline`.
+    """
+    if tokens:
+        (maps,) = body.forward_intermediates(
+            images,
+            indices=1,
+            norm=hasattr(body, "norm"),
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return maps
+    maps = body.forward_features(images)
+    return maps if maps.shape[1] == body.num_features else maps.permute(0, 3, 1, 2)
+
+
+def as_maps(body: Any, output: Any) -> torch.Tensor | None:
+    """What a module inside ``body`` gives for square images, as B x C x h x w.
+
+    Args:
+        body: by `create_body`.
+        output: B x C x h x w, B x h x w x C, B x tokens x C, or anything else.
+
+    Returns:
+        None where it has no places.
+    """
+    if not torch.is_tensor(output) or output.ndim not in (3, 4):
+        return None
+    if output.ndim == 4:
+        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
+        return output.permute(0, 3, 1, 2) if channels_last else output
+    places = output.shape[1] - (getattr(body, "num_prefix_tokens", None) or 0)
+    side = isqrt(max(places, 0))
+    if not side or side**2 != places:
+        return None
+    return output[:, -places:].transpose(1, 2).reshape(len(output), -1, side, side)
+
+
+def check_size(name: str, size: int, parameter: str) -> None:
+    """The timm model ``name`` takes square images of ``size`` pixels.
+
+    Raises:
+        OpamError: it does not; with the nearest sizes that it takes.
+    """
+    if _takes(name, size):
+        return
+    native = outline(name).body.pretrained_cfg["input_size"][1]
+    even = size - size % 2
+    smaller = next((side for side in range(even, SMALLEST, -2) if _takes(name, side)), None)
+    end = max(2 * size, native + 1)
+    larger = next((side for side in range(even + 2, end, 2) if _takes(name, side)), None)
+    nearest = " or ".join(str(side) for side in (smaller, larger) if side)
+    raise OpamError(
+        f"{parameter}: backbone '{name}' takes no images of {size} pixels; take {nearest or native}"
+    )
+
+
+@cache
+def _takes(name: str, size: int) -> bool:
+    found = outline(name)
+    try:
+        with torch.inference_mode(), without_compiler():
+            last_maps(found.body, torch.zeros(1, 3, size, size, device="meta"), found.tokens)
+    except Exception:  # each family has its own
+        return False
+    return True
