@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 SLOWEST = (
     *("test_docs", "test_pipeline", "test_cluster", "test_faults", "test_team", "test_fuzz"),
-    *("test_end_to_end", "test_onnx_export", "test_report", "test_leakage", "test_distributed"),
+    *("test_families", "test_end_to_end", "test_report", "test_leakage", "test_distributed"),
 )
 """Files that take a minute and more, the slowest first: none is begun when all else is done."""
 

@@ -75,7 +75,7 @@ def small_params() -> dict:
     params = preset("defaults")
     params["dataset"]["synthetic_birds"] |= {"train_per_class": 4, "test_per_class": 2}
     params["prepare"]["val_fraction"] = 0.5
-    params["backbone"] = {"name": "mobilenetv3_small_050", "weights": "none"}
+    params["backbone"] = {"name": "test_efficientnet", "weights": "none"}
     params["proposals"] |= {"mode": "single", "max_side": 96, "max_boxes": 10}
     params["fusion"]["folds"] = 2
     params["filter"]["threshold"] = 0.05

@@ -38,7 +38,6 @@ opam show train/heath_warbler/0040.jpg --out docs/method.jpg
 .venv/bin/opam doctor
 .venv/bin/opam params
 opam params parts
-opam export-onnx
 dvc remote add --default team s3://BUCKET/opam
 dvc remote modify --local team access_key_id KEY
 dvc remote modify --local team secret_access_key SECRET
@@ -88,6 +87,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pip install --editable '.[serve]'": "an extra",
     ".venv/bin/opam serve": "test_serve.py",
     "opam --install-completion": "test_cli.py",
+    "opam export-onnx": "test_onnx_export.py",
     "make ablation": "hours; test_ablation.py",
     "sbatch --nodes 8 --ntasks-per-node 1 --cpus-per-task 32 docs/ray.sbatch": "wants Slurm",
     "srun --nodes 2 --ntasks-per-node 1 python stages/train_network.py classnet": (
@@ -203,7 +203,7 @@ def use_environment(folder: Path) -> None:
 def train_little(path: Path) -> None:
     """Params as they are, but for what a run costs."""
     params, small = yaml.safe_load(path.read_text()), small_params()
-    for name in ("backbone", "training", "proposals", "classnet", "colocalization", "baselines"):
+    for name in small.keys() - {"dataset", "prepare", "fusion"}:
         params[name] = small[name]
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
@@ -293,7 +293,7 @@ def test_from_class_folders_to_labelled_photographs(clone: Path, tmp_path: Path)
         draw(clone / f"photographs/{name}.png", colour, rng)
     shown = ""
     for line in [line for heading in OWN for line in first_block(heading)]:
-        if line.startswith("make repro"):
+        if line.startswith("dvc exp run"):
             train_little(clone / "params.yaml")
         shown += run(line.replace("/where/the/photographs/are", str(tmp_path / "mine")), clone)
     assert "Fusion weights" in shown

@@ -8,9 +8,11 @@ import onnxruntime
 import pytest
 import torch
 from small_project import Undisturbed
+from typer.testing import CliRunner
 
 from opam.app.bundle import NETWORKS
 from opam.app.classifier import read_branch
+from opam.app.cli import app
 from opam.app.onnx_export import export_onnx
 from opam.pipeline.errors import OpamError
 
@@ -19,8 +21,10 @@ pytestmark = pytest.mark.slow
 
 def test_logits_are_torchs_in_batches_of_any_size(undisturbed: Undisturbed, tmp_path: Path) -> None:
     bundle = undisturbed.untouched / "data/bundle"
-    files = export_onnx(bundle, tmp_path / "onnx")
-    assert [path.stem for path in files] == list(NETWORKS.values())
+    out = ["--bundle", str(bundle), "--out", str(tmp_path / "onnx")]
+    told = CliRunner().invoke(app, ["export-onnx", *out])
+    assert told.exit_code == 0, told.output
+    files = [tmp_path / f"onnx/{name}.onnx" for name in NETWORKS.values()]
     assert sorted((tmp_path / "onnx").iterdir()) == sorted(files)  # no weights beside them
     generator = np.random.default_rng(0)
     for branch, path in zip(NETWORKS, files, strict=True):
