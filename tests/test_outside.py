@@ -148,7 +148,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"baselines\.nts_net\.training\.frozen_until",
     ),
     "a system that the backbone cannot serve": (
-        {"backbone.name": "regnetx_002", "colocalization.layer": None},
+        {"backbone.name": "vit_tiny_patch16_224", "colocalization.layer": None},
         r"take a ResNet",
     ),
     "more clusters than parts": ({"alignment.clusters": 3}, r"parts\.n_parts"),

@@ -69,13 +69,26 @@ def _cut(body: Any) -> list[Stage] | None:
     device = next(body.parameters()).device
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
     modules: list[nn.Module] = []
+    last: list[bool] = []
+    strides: list[int] = []
+
+    def run(module: nn.Module, maps: torch.Tensor) -> torch.Tensor:
+        """Run and write down; what holds several stages one after the other, child by child."""
+        found = module(maps)
+        channels_last = found.shape[1] == found.shape[2] != found.shape[3]
+        stride = 2 ** round(log2(size[1] / found.shape[1 if channels_last else 2]))
+        if isinstance(module, nn.Sequential) and stride > 2 * (strides[-1] if strides else 1):
+            for child in module:
+                maps = run(child, maps)
+            return maps
+        modules.append(module)
+        last.append(channels_last)
+        strides.append(stride)
+        return found
+
+    maps = image
     for child in _called(body, image):
-        modules += child if isinstance(child, nn.Sequential) else [child]
-    maps, strides, last = image, [], []
-    for module in modules:
-        maps = module(maps)
-        last.append(maps.shape[1] == maps.shape[2] != maps.shape[3])
-        strides.append(2 ** round(log2(size[1] / maps.shape[1 if last[-1] else 2])))
+        maps = run(child, maps)
     if not torch.equal(maps, body.forward_features(image)) or strides != sorted(strides):
         return None
     if not {*STRIDES} <= {*strides} or strides[-1] != STRIDES[-1]:
