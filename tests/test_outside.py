@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such layer": ({"colocalization.layer": "blocks.77"}, r"colocalization\.layer.*blocks\.77"),
     "no such convolution": (
         {"alignment.convolution": "blocks.5.conv"},
-        r"alignment\.convolution: no convolution 'blocks\.5\.conv'",
+        r"alignment\.convolution: no convolution or linear layer 'blocks\.5\.conv'",
     ),
     "no such layer to freeze": (
         {"objectnet.frozen_until": "layer3"},
@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a system that the backbone cannot serve": (
         {"backbone.name": "vit_tiny_patch16_224", "colocalization.layer": None},
-        r"take a ResNet",
+        r"cannot be run in stages; take a network",
     ),
     "more clusters than parts": ({"alignment.clusters": 3}, r"parts\.n_parts"),
 }
@@ -190,7 +190,7 @@ def test_repro_stops_at_the_check(tmp_path: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     done = call(folder, PYTHON, "-m", "dvc", "repro")
     assert done.returncode != 0
-    assert "alignment.convolution: no convolution 'nowhere'" in done.stderr
+    assert "alignment.convolution: no convolution or linear layer 'nowhere'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "data/raw.zip").exists()
 
