@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a system that the backbone cannot serve": (
         {"backbone.name": "vit_tiny_patch16_224", "colocalization.layer": None},
-        r"cannot be run in stages; take a network",
+        r"cannot be run in stages; take a network.*a ResNet",
     ),
     "more clusters than parts": ({"alignment.clusters": 3}, r"parts\.n_parts"),
 }

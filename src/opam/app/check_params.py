@@ -36,7 +36,7 @@ from opam.pipeline.environment import ENVIRONMENT
 from opam.pipeline.errors import OpamError, run
 from opam.pipeline.libraries import without_compiler
 from opam.pipeline.outside import check_photographs_path, check_weights_path
-from opam.pipeline.params import SECTIONS, params_path, read_yaml, section_of
+from opam.pipeline.params import NETWORKS, SECTIONS, params_path, read_yaml, section_of
 from opam.systems.baselines import BaselineParams
 from opam.systems.systems import create_system, read_method
 
@@ -66,7 +66,6 @@ TYPES: dict[str, Any] = {
     "baselines": dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], BaselineParams],
 }
 
-NETWORKS = ("filternet", "classnet", "objectnet", "partnet")
 RAW = Path("data/raw.zip")
 
 
@@ -197,13 +196,14 @@ def _check_baseline(
     if baseline.system == "bcnn":
         method["second_weights"] = "none"
     backbone = Backbone((baseline.backbone or shared).name)
-    check_size(backbone.name, baseline.training.input_size, f"baselines.{name}.training.input_size")
     settings = read_method(name, baseline.system, method, path)
     create_system(baseline.system, backbone, 2, settings)
     for step in ("classifier_training", "training"):
         training = getattr(baseline, step)
         if training is not None:
-            freeze_until(backbone, training.frozen_until, f"baselines.{name}.{step}")
+            at = f"baselines.{name}.{step}"
+            check_size(backbone.name, training.input_size, f"{at}.input_size")
+            freeze_until(backbone, training.frozen_until, at)
 
 
 def main() -> None:

@@ -157,19 +157,19 @@ def train(
     return Trained(history, seconds)
 
 
+@without_compiler()
 def _optimizer(network: Any, params: TrainingParams, device: torch.device) -> torch.optim.Optimizer:
     groups = network.parameter_groups()
-    with without_compiler():
-        return torch.optim.SGD(
-            [
-                {"params": groups["backbone"], "factor": 1.0},
-                {"params": groups["head"], "factor": params.head_rate_factor},
-            ],
-            lr=params.rate,
-            momentum=params.momentum,
-            weight_decay=params.weight_decay,
-            fused=device.type == "cuda",
-        )
+    return torch.optim.SGD(
+        [
+            {"params": groups["backbone"], "factor": 1.0},
+            {"params": groups["head"], "factor": params.head_rate_factor},
+        ],
+        lr=params.rate,
+        momentum=params.momentum,
+        weight_decay=params.weight_decay,
+        fused=device.type == "cuda",
+    )
 
 
 def _epoch(

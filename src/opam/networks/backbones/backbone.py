@@ -13,8 +13,6 @@ from opam.networks.backbones.stages import Stage, stages_of
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import Params
 
-LAST_STAGE = 2
-
 
 class BackboneParams(Params):
     """Which network everything stands on."""
@@ -142,12 +140,10 @@ class Backbone(nn.Module):
         if self.stages is None:
             self.stages = stages_of(self.body)
         found = []
-        for number, stage in enumerate(self.stages[first:], start=first):
+        for stage in self.stages[first:]:
             maps = stage(maps)
-            if number == LAST_STAGE:
-                maps = self.cam(maps)
             found.append(maps)
-        return found
+        return [*found[:-1], self.cam(maps)]
 
     def stage_channels(self) -> list[int]:
         """Channels of each of `stage_maps`; raises as these do."""
