@@ -18,7 +18,7 @@ from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, GT_BOX, read_json, read_table, write_csv, write_json
 from opam.pipeline.curves import CURVES, TIME
 from opam.pipeline.device import ExecutionParams
-from opam.pipeline.params import read_params
+from opam.pipeline.params import NETWORKS, read_params
 from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
@@ -29,7 +29,6 @@ BASELINES = Path("data/baselines")
 CSV = Path("data/comparison.csv")
 JSON = Path("data/comparison.json")
 
-TRAINED = ("filternet", "classnet", "objectnet", "partnet")
 TIMED = 64
 """Photographs that OPAM's speed is measured on, and how many at once."""
 BATCH = 8
@@ -79,7 +78,7 @@ def opam_cost(manifest: pd.DataFrame, execution: ExecutionParams) -> dict[str, f
         "parameters": sum(p.numel() for each in networks for p in each.parameters()),
         "gflops": work,
         "training_seconds": sum(
-            read_json(CURVES / name / TIME)["training_seconds"] for name in TRAINED
+            read_json(CURVES / name / TIME)["training_seconds"] for name in NETWORKS
         ),
         "images_a_second": len(paths) / (time.monotonic() - started),
     }
