@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from opam.engine.crops import CropBatches
+from opam.engine.discriminant.features import random_views
+from opam.engine.discriminant.fitting import ProbeParams
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import probabilities
 from opam.method.colocalization import ColocalizationParams, object_maps
-from opam.method.probes import ProbeParams, random_views
-from opam.method.saliency import SaliencyParams, predicted_class_maps, ten_crops
+from opam.method.saliency import SaliencyParams, predicted_class_maps, views_of
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
-from opam.networks.cam_network import read_network
-from opam.networks.probe_network import pooled
+from opam.networks.cam_network import read_network, roots
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_json, read_table
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
@@ -103,7 +103,7 @@ def measure() -> list[dict[str, object]]:
     component = read_json(DATA / "common_component.json")
     mean, direction = (np.array(component[name]) for name in ("mean", "component"))
     response = read_json(DATA / "neuron_clusters.json")["response"]
-    ten, turned = ten_crops()
+    ten, turned = views_of(saliency.crops)
     views = 2 + probes.views
     objects = own("objects", "objects")
     generator = np.random.default_rng(0)
@@ -147,7 +147,7 @@ def measure() -> list[dict[str, object]]:
         "fit_probes": (
             backbone,
             backbone,
-            lambda crops: (pooled(backbone, crops),),
+            lambda crops: (roots(backbone.feature_maps(crops, None).mean((2, 3))),),
             batches(
                 [random_views(box[0], probes.views, generator) for box in objects],
                 probes.input_size,

@@ -20,7 +20,7 @@ from opam.engine.crops import TrainingCrops
 from opam.engine.training.freezing import freeze_batch_norm
 from opam.engine.training.loop import _batches
 from opam.engine.training.objectives import cam_losses
-from opam.engine.training.params import PatchTrainingParams
+from opam.engine.training.params import PatchNetworkParams
 from opam.engine.training.samples import samples, whole_images
 from opam.evaluation.cost import gflops
 from opam.networks.cam_network import read_network
@@ -52,7 +52,7 @@ def measure() -> list[dict[str, object]]:
     if not (DATA / "models/classnet.safetensors").exists():
         needed = "not measured: wants `dvc repro train_classnet`"
         return [{"what": "training", "value": needed, "ratio": ""}]
-    params = read_params("classnet", PatchTrainingParams)
+    params = read_params("classnet", PatchNetworkParams)
     execution = read_params("execution", ExecutionParams)
     device = prepare_device(execution)
     network, _ = read_network(DATA / "models/classnet.safetensors")

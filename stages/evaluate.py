@@ -41,6 +41,9 @@ def main() -> None:
     classes = read_json(DATA / "classes.json")
     fusion = read_json(DATA / "fusion.json")
     images, scores = read_scores(DATA / "scores")
+    unseen = images["split"] != "train"
+    images = images[unseen].reset_index(drop=True)
+    scores = {name: own[unseen] for name, own in scores.items()}
     manifest = read_table(DATA / "manifest.parquet", "manifest").set_index("image_id")
     objects = read_table(DATA / "objects.parquet", "objects").set_index("image_id")
     parts = read_table(DATA / "aligned_parts.parquet", "aligned_parts")

@@ -11,7 +11,7 @@ import torch
 
 from opam.engine.crops import CropBatches
 from opam.engine.forward import forward, whole_groups
-from opam.method.saliency import SaliencyParams, merge_views, predicted_class_maps, ten_crops
+from opam.method.saliency import SaliencyParams, merge_views, predicted_class_maps, views_of
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import map_rows, read_table, write_table_in_pieces
@@ -32,7 +32,7 @@ def main() -> None:
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     network, _ = read_network(CLASSNET)
-    boxes, mirrored = ten_crops()
+    boxes, mirrored = views_of(params.crops)
     batches = CropBatches(
         manifest["path"].tolist(),
         [boxes] * len(manifest),

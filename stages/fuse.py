@@ -1,4 +1,7 @@
-"""Fuse: search the weights of original, object and parts by k-fold cross-validation on val.
+"""Fuse: search the weights of original, object and parts by k-fold cross-validation.
+
+On the photographs that no network was trained on: those of val, and those of train whose scores
+are out of fold, as a discriminant's are.
 
 Run by itself: ``python stages/fuse.py``.
 """
@@ -9,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from opam.evaluation.scores import read_scores
-from opam.method.fusion import BRANCHES, PROBE, FusionParams, by_branch, search_weights
+from opam.method.fusion import BRANCHES, FusionParams, by_branch, search_weights
 from opam.pipeline.artifacts import read_table, write_json
 from opam.pipeline.params import read_params
 from opam.pipeline.stage import run
@@ -23,14 +26,11 @@ def main() -> None:
     """Write data/fusion.json: the weights of each branch, each pair and all three."""
     seed = read_params("seed", int)
     params = read_params("fusion", FusionParams)
-    images, scores = read_scores(SCORES)
-    val = (images["split"] == "val").to_numpy()
-    labels = images.loc[val, "label"].to_numpy()
+    images, scores = read_scores(SCORES, params.scores)
+    ours = (images["split"] != "test").to_numpy()
+    labels = images.loc[ours, "label"].to_numpy()
     group_of = read_table(MANIFEST, "manifest").set_index("image_id")["group"]
-    groups = group_of[images.loc[val, "image_id"]].to_numpy()
-    if params.scores != "all":
-        probes = params.scores == "probes"
-        scores = {name: own for name, own in scores.items() if name.endswith(PROBE) == probes}
+    groups = group_of[images.loc[ours, "image_id"]].to_numpy()
     made_of = by_branch(scores)
 
     weights, accuracy, folds = {}, {}, []
@@ -40,7 +40,9 @@ def main() -> None:
             items = [made_of[branch] for branch in chosen]
             if params.rule == "product":
                 items = [[name] for names in items for name in names]
-            stacked = np.stack([np.mean([scores[name][val] for name in each], 0) for each in items])
+            stacked = np.stack(
+                [np.mean([scores[name][ours] for name in each], 0) for each in items]
+            )
             found = search_weights(
                 stacked, labels, params.folds, params.step, seed, params.rule, groups
             )

@@ -91,8 +91,9 @@ def main() -> None:
     images = with_groups(images, copies, params.bursts, execution)
     images = draw_test(images, params.test_fraction, params.seed)
     manifest, classes = make_manifest(images, params.val_fraction, params.seed)
-    of_val = manifest.loc[manifest["split"] == "val", "group"]
-    usable = usable_folds(folds, len(of_val), of_val.nunique())  # now, not after the training
+    ours = "val" if (manifest["split"] == "val").any() else "train"
+    groups = manifest.loc[manifest["split"] == ours, "group"]
+    usable = usable_folds(folds, len(groups), groups.nunique())  # now, not after the training
     keypoints, coarse_labels = (
         rows[rows["image_id"].isin(manifest["image_id"])].sort_values(["image_id", by])
         for rows, by in ((keypoints, "part"), (data.coarse_labels, "level"))
@@ -112,12 +113,12 @@ def main() -> None:
         DATA / "photographs.json",
         {"sha256": photographs_digest(manifest), **counts},
     )
-    if lacking := classes_without_val(manifest):
+    if ours == "val" and (lacking := classes_without_val(manifest)):
         print(f"without val, for want of a second group: {', '.join(lacking)}")
     for line in summary(manifest, given, skipped):
         print(line)
     if usable < folds:
-        print(f"fusion has {usable} folds, not {folds}: val is of {usable} groups")
+        print(f"fusion has {usable} folds, not {folds}: {ours} is of {usable} groups")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
 Run by itself: ``python stages/score_images.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from opam.engine.crops import CropBatches, Read
+from opam.engine.crops import CropBatches
+from opam.engine.discriminant.features import features_of, work_on
 from opam.engine.scoring import by_cluster, score_crops
-from opam.networks.cam_network import read_network
-from opam.networks.probe_network import read_probes
+from opam.networks.backbones.weights import state_digest
+from opam.networks.cam_network import CamNetwork, read_network
 from opam.photographs.decoding.images import Photographs
-from opam.pipeline.artifacts import BOX, read_table, write_table
+from opam.pipeline.artifacts import BOX, SCHEMAS, read_table, write_table
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
 from opam.pipeline.resume import Fingerprint, fingerprint, finish, in_shards
@@ -26,48 +29,106 @@ MANIFEST = Path("data/manifest.parquet")
 OBJECTS = Path("data/objects.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
 MODELS = Path("data/models")
+OUT_OF_FOLD = Path("data/out_of_fold")
 SCORES = Path("data/scores")
 
 
-def score(
-    network_path: Path,
-    read: Callable[[Path], tuple[Any, dict[str, Any]]],
-    inputs: Fingerprint,
-    images: pd.DataFrame,
+@dataclass(frozen=True)
+class Scored:
+    """What is scored, and how.
+
+    Attributes:
+        images: of the manifest.
+        inputs: fingerprint of all that the scores depend on beside the network.
+        mirrored: scores are the mean with those of mirror images.
+        execution: device, threads, workers.
+        read: gives the photographs.
+    """
+
+    images: pd.DataFrame
+    inputs: Fingerprint
+    mirrored: bool
+    execution: ExecutionParams
+    read: Photographs
+
+
+def score(name: str, boxes: list[np.ndarray], heads: list[np.ndarray], of: Scored) -> np.ndarray:
+    """Probabilities by a network, float heads x N x C: by the crops of each head, their mean."""
+    path = MODELS / f"{name}.safetensors"
+    network, settings = read_network(path)
+    if not network.heads:
+        return np.empty((0, len(boxes), network.classes))
+    by = by_features if network.rooted else by_crops
+    inputs = fingerprint(of.inputs, path)
+    crops = by(name, network, settings, boxes, heads, replace(of, inputs=inputs))
+    return by_cluster(crops, heads, network.heads)
+
+
+def by_crops(
+    name: str,
+    network: CamNetwork,
+    settings: dict[str, Any],
     boxes: list[np.ndarray],
     heads: list[np.ndarray],
-    mirrored: bool,
-    execution: ExecutionParams,
-    read_photograph: Read,
+    of: Scored,
 ) -> np.ndarray:
-    """Probabilities of photographs, float heads x N x C: by the crops of each head, their mean.
-
-    ``inputs`` is the fingerprint of all that the scores depend on beside the network.
-    """
-    network, settings = read(network_path)
+    """Probabilities of each crop by its head, float32 crops x C."""
     batches = CropBatches(
-        images["path"].tolist(),
+        of.images["path"].tolist(),
         boxes,
         settings["input_size"],
-        execution.batch_size,
+        of.execution.batch_size,
         fraction=settings["input_size"] / settings["resize"],
-        read=read_photograph,
+        read=of.read,
     )
-    image_ids, description = images["image_id"].to_numpy(), f"scoring by {network_path.stem}"
+    image_ids = of.images["image_id"].to_numpy()
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
-        scores = score_crops(network, batches, execution, description, first, mirrored)
+        how = of.execution, f"scoring by {name}", first, of.mirrored
+        scores = score_crops(network, batches, *how)
         for batch, probabilities in enumerate(scores, start=first):
             photograph, crop = batches.rows(batch)
             head = [heads[i][k] for i, k in zip(photograph, crop, strict=True)]
             own = probabilities[np.arange(len(head)), head]
             yield pd.DataFrame({"image_id": image_ids[photograph], "probabilities": list(own)})
 
-    name = f"scores_{network_path.stem}"
-    inputs = fingerprint(inputs, network_path)
-    shards = in_shards(name, inputs, "crop_scores", len(batches), rows_from, execution)
-    crops = pd.concat(shards)
-    return by_cluster(np.stack(crops["probabilities"].to_list()), heads, network.heads)
+    how = len(batches), rows_from, of.execution
+    crops = pd.concat(in_shards(f"scores_{name}", of.inputs, "crop_scores", *how))
+    return np.stack(crops["probabilities"].to_list())
+
+
+def by_features(
+    name: str,
+    network: CamNetwork,
+    settings: dict[str, Any],
+    boxes: list[np.ndarray],
+    heads: list[np.ndarray],
+    of: Scored,
+) -> np.ndarray:
+    """As `by_crops`, from features that are kept: of what was seen before nothing is computed."""
+    rows = of.images.loc[of.images.index.repeat([*map(len, boxes)])]
+    rows = rows[["image_id", "path", "sha256", "width", "height"]].reset_index(drop=True)
+    rows[BOX] = np.vstack(boxes)
+    views = 0 if of.mirrored else None
+    how = settings["input_size"], views, 0, of.execution, f"scores {name}", of.inputs, of.read
+    features = features_of(network.backbone, state_digest(network.backbone.body), rows, *how)
+    with torch.inference_mode():
+        logits = network.cpu().head(torch.from_numpy(features))
+    by_head = logits.view(*features.shape[:2], network.heads, network.classes)
+    probabilities = by_head.softmax(3).mean(1).numpy()
+    return probabilities[np.arange(len(rows)), np.concatenate(heads)]
+
+
+def out_of_fold(name: str, heads: int, training: pd.DataFrame) -> list[pd.DataFrame]:
+    """What a discriminant's layers say of training photographs that they were not fitted on."""
+    table = read_table(OUT_OF_FOLD / f"{name}.parquet", "out_of_fold")
+    if table.empty:
+        return [SCHEMAS["scores"].empty_table().to_pandas()] * heads
+    crops = dict(iter(table.groupby("image_id")["head"]))
+    own = [each.to_numpy() for each in crops.values()]
+    found = by_cluster(np.stack(table["probabilities"].to_list()), own, heads)
+    named = training.set_index("image_id").loc[[*crops]].reset_index()
+    return [named.assign(probabilities=list(each.astype(np.float32))) for each in found]
 
 
 def main() -> None:
@@ -88,40 +149,41 @@ def main() -> None:
     inputs = fingerprint(
         RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored=mirrored, execution=execution.same_bits()
     )
-    how = mirrored, execution, Photographs(manifest, execution.decoded_gigabytes)
-    named = images[["image_id", "split", "label"]]
-    for branch, network, boxes in (
-        ("original", "classnet", whole),
-        ("object", "objectnet", object_boxes),
-    ):
-        path = MODELS / f"{network}.safetensors"
-        [own] = score(path, read_network, inputs, images, boxes, only_head, *how)
-        table = named.assign(probabilities=list(own.astype(np.float32)))
-        write_table(SCORES / f"{branch}.parquet", "scores", table)
-    path = MODELS / "partnet.safetensors"
-    by_parts = score(path, read_network, inputs, images, part_boxes, clusters, *how)
-    tables = [
-        named.assign(cluster=cluster, probabilities=list(own.astype(np.float32)))
-        for cluster, own in enumerate(by_parts)
-    ]
+    read = Photographs(manifest, execution.decoded_gigabytes)
+    of = Scored(images, inputs, mirrored, execution, read)
+    named = manifest[["image_id", "split", "label"]]
+    unseen, training = named[named["split"] != "train"], named[named["split"] == "train"]
+
+    def tables_of(
+        name: str, boxes: list[np.ndarray], heads: list[np.ndarray]
+    ) -> list[pd.DataFrame]:
+        own = score(name, boxes, heads, of)
+        held_out = out_of_fold(name, len(own), training)
+        tables = [unseen.assign(probabilities=list(each.astype(np.float32))) for each in own]
+        return [pd.concat(both) for both in zip(held_out, tables, strict=True)]
+
+    [original] = tables_of("classnet", whole, only_head)
+    write_table(SCORES / "original.parquet", "scores", original)
+    [by_object] = tables_of("objectnet", object_boxes, only_head)
+    write_table(SCORES / "object.parquet", "scores", by_object)
+    by_parts = tables_of("partnet", part_boxes, clusters)
+    tables = [own.assign(cluster=cluster) for cluster, own in enumerate(by_parts)]
     table = pd.concat(tables).sort_values(["image_id", "cluster"])
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
 
     both = [np.vstack(boxes) for boxes in zip(whole, object_boxes, strict=True)]
-    heads = [np.arange(2)] * len(ids)
-    path = MODELS / "probes.safetensors"
-    by_probes = score(path, read_probes, inputs, images, both, heads, *how)
-    path = MODELS / "part_probes.safetensors"
-    by_part_probes = score(path, read_probes, inputs, images, part_boxes, clusters, *how)
+    by_probes = score("probes", both, [np.arange(2)] * len(ids), of)
+    by_part_probes = score("part_probes", part_boxes, clusters, of)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
-    tables = [
-        named.assign(name=name, probabilities=list(own.astype(np.float32)))
-        for name, own in zip(names, [*by_probes, *by_part_probes], strict=True)
-    ]
+    tables = [SCHEMAS["probe_scores"].empty_table().to_pandas()]
+    # Without probes there is no table but this.
+    for name, own in zip(names, [*by_probes, *by_part_probes], strict=False):
+        tables.append(unseen.assign(name=name, probabilities=list(own.astype(np.float32))))
     table = pd.concat(tables).sort_values(["image_id", "name"])
     write_table(SCORES / "probes.parquet", "probe_scores", table)
     for network in ("classnet", "objectnet", "partnet", "probes", "part_probes"):
         finish(f"scores_{network}")
+        finish(work_on(f"scores {network}"))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def small_params() -> dict:
     params["baselines"] = {name: params["baselines"][name] for name in BASELINES}
     params["baselines"]["bcnn"]["classifier_training"] |= {"epochs": 1}
     params["alignment"]["similarity"] = "contrast"
-    params["probes"] = {"input_size": 64, "part_size": 48, "views": 2}
+    params["probes"] |= {"input_size": 64, "part_size": 48, "views": 2}
     params["saliency"] |= {"input_size": 64}
     params["colocalization"] |= {"layer": None, "input_size": 64}
     return params
@@ -150,7 +150,7 @@ def script(stage: str) -> list[str]:
     """The command of a stage without DVC."""
     name, *entry = stage.split("@")
     if name.startswith("train_") and not entry:
-        name, entry = "train_network", [name.removeprefix("train_")]
+        name, entry = "network_by_training", [name.removeprefix("train_")]
     return [PYTHON, f"stages/{name}.py", *entry]
 
 

@@ -33,7 +33,8 @@ name, entry = sys.argv[1], "".join(sys.argv[2:])
 params = yaml.safe_load(open("params.yaml"))
 content = yaml.safe_load(open("dvc.yaml"))["stages"][name]
 text = yaml.safe_dump(content.get("do", content)).replace("${{key}}", entry)
-for section, key in (("backbone", "weights"), ("dataset", "path")):
+own = [(each, "by") for each in ("filternet", "classnet", "objectnet", "partnet")]
+for section, key in (("backbone", "weights"), ("dataset", "path"), *own):
     text = text.replace(f"${{{{{{section}}.{{key}}}}}}", params[section][key])
 stage = yaml.safe_load(text)
 name += "@" + entry if entry else ""

@@ -90,7 +90,7 @@ ELSEWHERE = {
     "opam export-onnx": "test_onnx_export.py",
     "make ablation": "hours; test_ablation.py",
     "sbatch --nodes 8 --ntasks-per-node 1 --cpus-per-task 32 docs/ray.sbatch": "wants Slurm",
-    "srun --nodes 2 --ntasks-per-node 1 python stages/train_network.py classnet": (
+    "srun --nodes 2 --ntasks-per-node 1 python stages/network_by_training.py classnet": (
         "test_distributed.py"
     ),
     "dvc commit train_classnet": "with the line before",

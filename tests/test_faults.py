@@ -167,7 +167,7 @@ def kill_when(folder: Path, stage: str, seen: str) -> str:
         ("score_patches", "patch_scores", "patch_scores.parquet"),
         ("extract_saliency", "saliency", "saliency.parquet"),
         ("colocalize", "object_maps", "object_maps.parquet"),
-        ("fit_probes", "probe_features_objects", "models/probes.safetensors"),
+        ("fit_probes", "features_probe_objects", "models/probes.safetensors"),
         ("score_images", "scores_classnet", "scores/original.parquet"),
     ],
 )
@@ -220,14 +220,14 @@ def test_a_stage_is_refused_while_it_still_runs(finished: Path) -> None:
     (finished / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, *script("train_filternet")[1:]]  # itself, not one that asks
     first = start(finished, *command)
-    lock = finished / ".resume/train_network@filternet.lock"
+    lock = finished / ".resume/network_by_training@filternet.lock"
     while not (lock.exists() and lock.read_text().strip() == str(first.pid)):
         assert first.poll() is None
         time.sleep(0.002)
     second = call(finished, *command)
     assert second.returncode == 1
     assert second.stderr.startswith(
-        "error: stage train_network@filternet is running in this folder"
+        "error: stage network_by_training@filternet is running in this folder"
     )
     assert str(first.pid) in second.stderr
     kill_all(first)

@@ -13,8 +13,7 @@ from opam.engine.training.loop import train
 from opam.engine.training.params import TrainingParams
 from opam.engine.training.samples import whole_images
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
-from opam.networks.cam_network import CamNetwork, read_network, write_network
-from opam.networks.probe_network import pooled
+from opam.networks.cam_network import CamNetwork, read_network, roots, write_network
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
 from opam.pipeline.resume import finish
@@ -102,7 +101,8 @@ def test_features_of_probes_are_those_of_the_cpu_but_for_rounding(
     for device in ("cpu", "cuda"):
         on = prepare_device(ExecutionParams(device=device))
         with torch.inference_mode(), autocast(on):
-            found.append(pooled(backbone.to(on), crops.to(on)).float().cpu().numpy())
+            means = backbone.to(on).feature_maps(crops.to(on), None).mean((2, 3))
+            found.append(roots(means).float().cpu().numpy())
     assert found[0].std() > 0
     # The root of a mean near zero makes much of little: so on the whole, not one by one.
     assert np.abs(found[1] - found[0]).mean() < 0.05 * np.abs(found[0]).mean()

@@ -84,10 +84,11 @@ EXPECTED: dict[str, list[str]] = {
         for name in ("engine", "mode", "max_side", "min_side", "max_boxes")
     },
     **{f"training.{name}": [*FROM_FILTERNET, *BASELINES] for name in PARAMS["training"]},
+    "filternet.by": FROM_FILTERNET,
     "filternet.epochs": FROM_FILTERNET,
     "scoring": FROM_FILTERNET[1:],
     "filter.threshold": ["filter_patches", *FROM_CLASSNET],
-    **{f"classnet.{name}": FROM_CLASSNET for name in ("epochs", "patches_per_image")},
+    **{f"classnet.{name}": FROM_CLASSNET for name in ("by", "epochs", "patches_per_image")},
     **{f"saliency.{name}": FROM_CLASSNET[1:] for name in ("input_size", "map_size")},
     "colocalization.layer": ["colocalize", *FROM_OBJECTS],
     "colocalization.input_size": ["colocalize", *FROM_OBJECTS],
@@ -100,8 +101,9 @@ EXPECTED: dict[str, list[str]] = {
     "alignment.clusters": FROM_ALIGNMENT,
     "alignment.convolution": FROM_ALIGNMENT,
     "alignment.similarity": FROM_ALIGNMENT,
-    **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in ("epochs", "rate")},
-    **{f"partnet.{name}": ["train_partnet", *FROM_SCORES] for name in ("epochs", "rate")},
+    **{f"objectnet.{name}": ["train_objectnet", *FROM_SCORES] for name in ("by", "epochs", "rate")},
+    **{f"partnet.{name}": ["train_partnet", *FROM_SCORES] for name in ("by", "epochs", "rate")},
+    "probes.enabled": ["fit_probes", *FROM_SCORES],
     "probes.input_size": ["fit_probes", *FROM_SCORES],
     "probes.part_size": ["fit_probes", *FROM_SCORES],
     "probes.views": ["fit_probes", *FROM_SCORES],
@@ -141,6 +143,8 @@ def other(value: Any) -> Any:
         return "elsewhere" if value == "data/photographs" else "timm"
     if value in ("exact", "shared"):
         return "shared" if value == "exact" else "exact"
+    if value in ("training", "discriminant"):
+        return "discriminant" if value == "training" else "training"
     if value in SYSTEMS:
         return "finetune" if value != "finetune" else "bcnn"
     if isinstance(value, bool):
@@ -199,7 +203,7 @@ def test_a_changed_parameter_runs_what_the_table_says(
     monkeypatch.chdir(stand_in)
     assert sorted(reproduce(stand_in)) == sorted(STAGES)
     assert reproduce(stand_in) == []
-    for leaf in ("fusion.rule", "baselines.nts_net.system", "partnet.rate", "execution.device"):
+    for leaf in ("fusion.rule", "baselines.nts_net.system", "partnet.by", "execution.device"):
         content = copy.deepcopy(PARAMS)
         *sections, last = leaf.split(".")
         inner = content
@@ -229,7 +233,9 @@ CODE: dict[str, list[str]] = {
     "app/classifier": ["compare"],
     "app/": [],
     "engine/crops": CROPPED,
-    "engine/forward": [*BASELINES, *CLASSNETS, "colocalize", "fit_probes"],
+    "engine/discriminant/features": ["fit_probes", "score_images"],
+    "engine/discriminant/": ["fit_probes"],
+    "engine/forward": CROPPED,
     "engine/scoring": ["score_patches", "score_images", "compare", *BASELINES],
     "engine/training/": [*TRAINED, *BASELINES],
     "evaluation/cost": ["compare", *BASELINES],
@@ -242,7 +248,6 @@ CODE: dict[str, list[str]] = {
     "method/fusion": FUSED,
     "method/objects": ["extract_objects", *SHOWN, *BUNDLED],
     "method/parts": ["select_parts", *SHOWN, *BUNDLED],
-    "method/probes": ["fit_probes"],
     "method/proposals": ["propose_patches", *BUNDLED],
     "method/saliency": ["extract_saliency", "extract_objects", "select_parts", *SHOWN, *BUNDLED],
     "networks/backbones/backbone": [*CROPPED, "prepare", "record_environment", "export_bundle"],
@@ -251,11 +256,10 @@ CODE: dict[str, list[str]] = {
     "networks/backbones/folding": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/pretrained": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/weights": [*CROPPED, "record_environment"],
-    "networks/cam_network": [*TRAINED, *BASELINES, *CLASSNETS],
-    "networks/probe_network": ["fit_probes", "score_images", "compare"],
+    "networks/cam_network": [*TRAINED, *BASELINES, *CLASSNETS, "fit_probes"],
     "photographs/datasets/": ["fetch_data", "prepare"],
     "photographs/decoding/": READ,
-    "photographs/folds": ["prepare", "fit_probes", *FUSED],
+    "photographs/folds": ["prepare", *TRAINED, "fit_probes", *FUSED],
     "photographs/": PREPARED,
     "pipeline/environment": ["record_environment"],
     "pipeline/": [],

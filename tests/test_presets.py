@@ -12,7 +12,7 @@ from small_project import leaves, preset
 
 from opam.app.check_params import check
 from opam.app.preset import main as preset_main
-from opam.engine.training.params import PatchTrainingParams
+from opam.engine.training.params import PatchNetworkParams
 from opam.photographs.datasets import PUBLISHED
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import NETWORKS, read_params
@@ -130,7 +130,7 @@ def test_an_old_full_file_is_told_what_to_do_and_serves_when_it_is_done(tmp_path
     with pytest.raises(OpamError, match=r"'training' is missing; .*add the line `training: \{\}`"):
         check(path)
     with pytest.raises(OpamError, match=r"'training' is missing; .*add the line `training: \{\}`"):
-        read_params("classnet", PatchTrainingParams, path)
+        read_params("classnet", PatchNetworkParams, path)
     path.write_text(yaml.safe_dump(content | {"training": {}}))
     expected = check(ROOT / "params.yaml")
     assert check(path)["partnet"] == expected["partnet"]

@@ -10,8 +10,8 @@ from opam.method.saliency import (
     class_activation_maps,
     merge_views,
     predicted_class_maps,
-    ten_crops,
     to_image,
+    views_of,
 )
 
 
@@ -132,7 +132,7 @@ def test_merged_views_put_a_spot_back_in_its_place(x: float, y: float) -> None:
     size = 64
     rows, columns = np.mgrid[:size, :size]
     spot = np.exp(-(((columns + 0.5) / size - x) ** 2 + ((rows + 0.5) / size - y) ** 2) / 0.01)
-    boxes, mirrored = ten_crops()
+    boxes, mirrored = views_of("ten")
     cams = []
     for box, mirror in zip(boxes, mirrored, strict=True):
         x0, y0, x1, y1 = np.rint(box * size).astype(int)
@@ -145,9 +145,19 @@ def test_merged_views_put_a_spot_back_in_its_place(x: float, y: float) -> None:
 
 
 def test_ten_crops_are_corners_centre_and_their_mirrors() -> None:
-    boxes, mirrored = ten_crops()
+    boxes, mirrored = views_of("ten")
     side, rest = CROP_FRACTION, 1 - CROP_FRACTION
     corners = {(0.0, 0.0), (rest, 0.0), (0.0, rest), (rest, rest), (rest / 2, rest / 2)}
     assert {tuple(box[:2]) for box in boxes.tolist()} == corners
     np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], side)
     assert mirrored == [False] * 5 + [True] * 5
+
+
+def test_two_crops_are_the_photograph_and_its_mirror() -> None:
+    boxes, mirrored = views_of("two")
+    assert boxes.tolist() == [[0, 0, 1, 1]] * 2
+    assert mirrored == [False, True]
+    cam = np.arange(12.0).reshape(3, 4)
+    merged = merge_views([cam, cam[:, ::-1]], boxes, mirrored, 12)
+    alone = merge_views([cam], boxes[:1], [False], 12)
+    np.testing.assert_allclose(merged, alone)

@@ -26,8 +26,24 @@ SHOWN = {"report", "app"}
 SHOWING = {"check_params", "draw_examples", "export_bundle", "compare", "report"}
 
 
+WAYS = {"training": {"engine/forward", "photographs/folds"}, "discriminant": set[str]()}
+"""How a network comes about, and the modules that only the other way reads: DVC's file can choose
+a folder by a parameter, but not whether there is one."""
+
+
+def scripts_of(stage: str) -> list[Path]:
+    """One; of a network one for each of `WAYS`."""
+    names = [f"network_by_{way}" for way in WAYS] if stage in TRAINED else [stage]
+    return [SCRIPTS[name] for name in names]
+
+
 def script_of(stage: str) -> Path:
-    return SCRIPTS["train_network" if stage in TRAINED else stage]
+    return scripts_of(stage)[0]
+
+
+def way_of(stage: str) -> str:
+    """The parameter that says how a network comes about, as dvc.yaml has it."""
+    return f"${{{TRAINED[stage]}.by}}"
 
 
 def named(path: str) -> str:
@@ -48,26 +64,31 @@ def expanded(paths: list[str]) -> set[str]:
 
 
 def test_every_script_is_a_stage_and_every_stage_a_script() -> None:
-    assert {script_of(stage).stem for stage in STAGES} == set(SCRIPTS)
+    assert {script.stem for stage in STAGES for script in scripts_of(stage)} == set(SCRIPTS)
     for name, stage in STAGES.items():
         first = "cd ../.. && " if "wdir" in stage else ""
         entry = " ${key}" if name == BASELINE else f" {TRAINED[name]}" if name in TRAINED else ""
-        assert stage["cmd"] == f"{first}python stages/{script_of(name).name}{entry}"
+        script = f"network_by_{way_of(name)}.py" if name in TRAINED else f"{name}.py"
+        assert stage["cmd"] == f"{first}python stages/{script}{entry}"
         assert stage["desc"]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_code_that_computes_for_it_and_on_no_other(name: str) -> None:
-    declared = expanded([path for path in STAGES[name]["deps"] if is_code(path)])
-    loaded = code(script_of(name))
-    assert not loaded - declared, f"stage {name} in dvc.yaml lacks {sorted(loaded - declared)}"
-    assert not declared - loaded, f"stage {name} has {sorted(declared - loaded)} too much"
+    for script, (way, others) in zip(scripts_of(name), WAYS.items(), strict=False):
+        paths = [path for path in STAGES[name]["deps"] if is_code(path)]
+        if name in TRAINED:
+            paths = [path.replace(way_of(name), way) for path in paths]
+        declared, loaded = expanded(paths), code(script)
+        assert not loaded - declared, f"stage {name} in dvc.yaml lacks {sorted(loaded - declared)}"
+        more = {f"src/opam/{module}.py" for module in others} if name in TRAINED else set()
+        assert declared - loaded == more, f"stage {name} has others too much"
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_are_what_the_script_reads(name: str) -> None:
     own, environment = declared_params(STAGES[name])
-    expected = sections(script_of(name))
+    expected = set().union(*map(sections, scripts_of(name)))
     if name in TRAINED:
         expected |= {TRAINED[name], "training"}
         if TRAINED[name] in ("objectnet", "partnet"):  # they begin with ClassNet
@@ -85,6 +106,7 @@ def test_params_are_what_the_script_reads(name: str) -> None:
     if "backbone" in own and name not in ("check_params", "record_environment"):
         weights.setdefault(name, "weights.shared")
     used = versions(script_of(name))
+    assert all(versions(script) == used for script in scripts_of(name))
     if "versions" in environment:  # all of them are told, or counted
         used = {"versions"}
     assert environment == used | {weights[name]} if name in weights else environment == used
@@ -118,8 +140,8 @@ def test_an_entry_depends_on_its_own_system_alone() -> None:
     [
         ("propose_patches", "cv2", True),
         ("propose_patches", "torch", False),
-        ("train_network", "torch", True),
-        ("train_network", "timm", True),
+        ("network_by_training", "torch", True),
+        ("network_by_discriminant", "timm", True),
         ("align_parts", "sklearn", True),
         ("select_parts", "torch", False),
     ],

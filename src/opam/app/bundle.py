@@ -9,5 +9,5 @@ NETWORKS = {
 }
 """File of each network, by what it answers for; "probes" for the original and the object."""
 
-FORMAT = 7
+FORMAT = 8
 BUNDLE = "bundle.json"

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from opam.engine.discriminant.fitting import ProbeParams
 from opam.engine.scoring import Scoring
 from opam.engine.training.freezing import freeze_until
-from opam.engine.training.params import PatchTrainingParams, TrainingParams
+from opam.engine.training.params import NetworkParams, PatchNetworkParams
 from opam.evaluation.metrics import EvaluationParams
 from opam.method.alignment import SINGLE_PART, AlignmentParams
 from opam.method.colocalization import ColocalizationParams
@@ -23,7 +24,6 @@ from opam.method.filtering import FilterParams
 from opam.method.fusion import FusionParams
 from opam.method.objects import ObjectParams
 from opam.method.parts import PartParams
-from opam.method.probes import ProbeParams
 from opam.method.proposals import ProposalParams
 from opam.method.saliency import SaliencyParams
 from opam.networks.backbones.backbone import Backbone, BackboneParams
@@ -48,17 +48,17 @@ TYPES: dict[str, Any] = {
     "backbone": BackboneParams,
     "training": dict,
     "proposals": ProposalParams,
-    "filternet": TrainingParams,
+    "filternet": NetworkParams,
     "scoring": Scoring,
     "filter": FilterParams,
-    "classnet": PatchTrainingParams,
+    "classnet": PatchNetworkParams,
     "saliency": SaliencyParams,
     "colocalization": ColocalizationParams,
     "objects": ObjectParams,
     "parts": PartParams,
     "alignment": AlignmentParams,
-    "objectnet": TrainingParams,
-    "partnet": TrainingParams,
+    "objectnet": NetworkParams,
+    "partnet": NetworkParams,
     "probes": ProbeParams,
     "mirrored": bool,
     "fusion": FusionParams,
@@ -87,6 +87,9 @@ def check(path: Path) -> dict[str, Any]:
         for name, baseline in found.get("baselines", {}).items():
             with attempt():
                 read_method(name, baseline.system, baseline.method, path)
+        if {"prepare", "fusion", "probes", *NETWORKS} <= found.keys():
+            with attempt():
+                _check_ways(found, path)
         if {"parts", "alignment"} <= found.keys():
             with attempt():
                 _check_clusters(found["parts"], found["alignment"], path)
@@ -111,6 +114,22 @@ def told_together() -> Iterator[Attempt]:
     yield attempt
     if problems:
         raise OpamError("\n       ".join(dict.fromkeys(problems)))
+
+
+def _check_ways(params: dict[str, Any], path: Path) -> None:
+    """Fusion needs scores of photographs that no network has learned."""
+    probes = params["probes"].enabled and params["fusion"].scores != "networks"
+    if params["fusion"].scores == "probes" and not params["probes"].enabled:
+        raise OpamError(
+            f"{path}: fusion.scores is probes, and probes.enabled false; set it to networks"
+        )
+    trained = [name for name in NETWORKS[1:] if params[name].by == "training"]
+    if params["prepare"].val_fraction == 0 and (trained or probes):
+        which = f"{trained[0]}.by is training" if trained else "fusion asks probes, too"
+        raise OpamError(
+            f"{path}: prepare.val_fraction is 0, and {which}; raise it, for fusion weights of what "
+            "is trained come from val"
+        )
 
 
 def _check_clusters(parts: PartParams, alignment: AlignmentParams, path: Path) -> None:

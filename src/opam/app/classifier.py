@@ -32,12 +32,11 @@ from opam.method.saliency import (
     SaliencyParams,
     merge_views,
     predicted_class_maps,
-    ten_crops,
     to_image,
+    views_of,
 )
 from opam.networks.backbones.backbone import fold_batch_norm
 from opam.networks.cam_network import read_network
-from opam.networks.probe_network import read_probes
 from opam.photographs.decoding.images import (
     Photograph,
     bounded_size,
@@ -65,12 +64,6 @@ Image = np.ndarray | PIL.Image.Image | str | Path | Photograph
 """RGB uint8 H x W x 3, a Pillow image, a path, or what is decoded from one."""
 
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
-
-
-def read_branch(bundle: Path, branch: str) -> tuple[Any, dict[str, Any]]:
-    """Load a bundle's network for a key of `NETWORKS`, and its settings; raises as its reader."""
-    read = read_probes if branch.endswith("probes") else read_network
-    return read(bundle / f"{NETWORKS[branch]}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ class Classifier:
         self.networks: dict[str, Any] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         for branch, name in NETWORKS.items():
-            network, self.settings[branch] = read_branch(path, branch)
+            network, self.settings[branch] = read_network(path / f"{name}.safetensors")
             if network.classes != len(self.classes):
                 raise OpamError(
                     f"{path}: {name} tells {network.classes} classes apart, {BUNDLE} names "
@@ -286,7 +279,7 @@ class Classifier:
 
     def _cams(self, images: list[np.ndarray]) -> list[np.ndarray]:
         network, params = self.networks["original"], self.steps["saliency"]
-        boxes, mirrored = ten_crops()
+        boxes, mirrored = views_of(params.crops)
 
         def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
             features, logits = network.maps_and_logits(crops)

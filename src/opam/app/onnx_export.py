@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from opam.app.bundle import NETWORKS
-from opam.app.classifier import read_branch
+from opam.networks.cam_network import read_network
 from opam.pipeline.artifacts import atomic
 from opam.pipeline.errors import OpamError, cause
 
@@ -39,8 +39,10 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
         if importlib.util.find_spec(package) is None:
             raise OpamError(f"{package} is not installed; `pip install 'opam[onnx]'`")
     written = []
-    for branch, name in NETWORKS.items():
-        network, settings = read_branch(bundle, branch)
+    for name in NETWORKS.values():
+        network, settings = read_network(bundle / f"{name}.safetensors")
+        if not network.heads:
+            continue  # probes that there are none of
         path = out / f"{name}.onnx"
         with atomic(path) as temporary:
             temporary.write_bytes(as_onnx(network, settings["input_size"], name))

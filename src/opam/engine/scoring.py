@@ -8,7 +8,7 @@ shows.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,9 +23,6 @@ from opam.pipeline.device import ExecutionParams, autocast, prepare_device
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.progress import progress
 
-if TYPE_CHECKING:
-    from opam.networks.probe_network import ProbeNetwork
-
 Scoring = Literal["exact", "shared"]
 """How patches are scored: each by itself, or from feature maps that they share."""
 SHARED_SIDES = (1.0, 3.0)
@@ -39,7 +36,7 @@ SAMPLES = 2
 
 
 def score_crops(
-    network: "CamNetwork | ProbeNetwork",
+    network: CamNetwork,
     batches: CropBatches,
     execution: ExecutionParams,
     description: str,
@@ -135,14 +132,15 @@ def pooled_probabilities(
         float32 N x heads x C, on the CPU.
     """
     with torch.inference_mode(), autocast(image.device):
-        maps = network.backbone(image[None]).float()
-        # The head is linear, and so is pooling: after it there are fewer maps to pool.
-        scored = conv2d(maps, network.head.weight[:, :, None, None], network.head.bias)
-        bins = torchvision.ops.roi_align(
-            scored.float(), [boxes], POOLED, maps.shape[3] / image.shape[2], SAMPLES, aligned=True
-        )
-    logits = bins.mean((2, 3)).view(-1, network.heads, network.classes)
-    return logits.softmax(2).cpu()
+        maps = network.maps(image[None]).float()
+        scale = maps.shape[3] / image.shape[2]
+        if not network.rooted:
+            # The head is linear, and so is pooling: after it there are fewer maps to pool.
+            maps = conv2d(maps, network.head.weight[:, :, None, None], network.head.bias).float()
+        bins = torchvision.ops.roi_align(maps, [boxes], POOLED, scale, SAMPLES, aligned=True)
+        pooled = bins.mean((2, 3))
+        logits = network.logits(pooled) if network.rooted else pooled
+    return logits.view(-1, network.heads, network.classes).softmax(2).cpu()
 
 
 def whole_views(
@@ -221,9 +219,7 @@ def by_cluster(probabilities: np.ndarray, clusters: Sequence[np.ndarray], count:
     return np.where(counts[..., None] > 0, own, every[:, None]).swapaxes(0, 1)
 
 
-def probabilities(
-    network: "CamNetwork | ProbeNetwork", crops: torch.Tensor, mirrored: bool
-) -> torch.Tensor:
+def probabilities(network: CamNetwork, crops: torch.Tensor, mirrored: bool) -> torch.Tensor:
     """Softmax of crops, float32 N x heads x C.
 
     Args:

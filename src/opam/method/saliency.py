@@ -10,7 +10,7 @@ array([[[0.5, 1. ]]])
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,6 +26,11 @@ class SaliencyParams(Params):
     """How a photograph is looked at, and how fine the merged map is."""
 
     input_size: int = Field(224, ge=32, le=2048, description="side of a crop in pixels")
+    crops: Literal["ten", "two"] = Field(
+        "ten",
+        description="ten: corners, centre and their mirrors, as in the paper; two: the photograph "
+        "and its mirror image, a fifth of the work",
+    )
     map_size: int = Field(32, ge=4, le=512, description="cells a side of the merged map")
 
 
@@ -36,13 +41,15 @@ CONSTANT = 1e-6
 """A map whose range is at most this share of its greatest absolute value is constant."""
 
 
-def ten_crops() -> tuple[np.ndarray, list[bool]]:
-    """Corners and centre of a photograph, and their mirrors.
+def views_of(crops: Literal["ten", "two"]) -> tuple[np.ndarray, list[bool]]:
+    """Corners and centre of a photograph, and their mirrors; or the photograph and its mirror.
 
     Returns:
-        float64 10 x 4 boxes x0, y0, x1, y1 in 0..1 of the photograph's sides, and which of
+        float64 V x 4 boxes x0, y0, x1, y1 in 0..1 of the photograph's sides, and which of
         them are mirrored.
     """
+    if crops == "two":
+        return np.array([[0.0, 0.0, 1.0, 1.0]] * 2), [False, True]
     margin = 1 - CROP_FRACTION
     corners = [(0, 0), (margin, 0), (0, margin), (margin, margin), (margin / 2, margin / 2)]
     boxes = np.array([(x, y, x + CROP_FRACTION, y + CROP_FRACTION) for x, y in corners])

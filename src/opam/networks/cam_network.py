@@ -1,10 +1,18 @@
-"""A backbone under global average pooling and a linear layer: its class activation map is exact."""
+"""A backbone under global average pooling and a linear layer: its class activation map is exact.
 
+The layer was trained, or it is a discriminant that was computed. A discriminant reads the means'
+square roots: mean responses are skewed, small for most photographs, large for few; their roots are
+nearer to the normal distribution that it assumes, and rare features count for more (Perronnin et
+al., "Improving the Fisher Kernel", ECCV 2010).
+"""
+
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.backbones.bodies import as_maps, last_maps, outline
@@ -14,34 +22,68 @@ from opam.pipeline.libraries import without_compiler
 
 KNOWN = 6
 """Layers that an error names."""
+ROOTED = "root of mean"
+"""What the header of the file says of a discriminant's pooling."""
+LEAST = 1e-2
+"""Share of a feature's mean size to which its mean counts as cancelled out."""
 
 
 class CamNetwork(nn.Module):
-    """Backbone, global average pooling, linear layer (Zhou et al., CVPR 2016).
+    """Backbone, global average pooling, linear layers (Zhou et al., CVPR 2016).
 
     Args:
         backbone: images to feature maps.
         classes: number of classes C.
         heads: number of linear layers on the same features. PartNet has one for each cluster
-            of parts, every other network one.
+            of parts, most other networks one.
+        rooted: number of the body's own last maps, whose `roots` of means the layers read, as
+            discriminants do; None: the layers read the means of the backbone's maps.
     """
 
-    def __init__(self, backbone: Backbone, classes: int, heads: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, classes: int, heads: int = 1, rooted: int | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classes = classes
         self.heads = heads
-        self.head = nn.Linear(backbone.channels, heads * classes)
+        self.rooted = rooted is not None
+        build = nn.Linear if heads else partial(skip_init, nn.Linear)  # nothing to draw
+        self.head = build(rooted or backbone.channels, heads * classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 B x 3 x H x W images to logits, float B x heads x C."""
-        pooled = self.backbone(images).mean((2, 3))
-        return self.head(pooled).view(-1, self.heads, self.classes)
+        return self.logits(self.maps(images).mean((2, 3)))
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """What is pooled of uint8 B x 3 x H x W images, float B x channels x h x w."""
+        return self.backbone.feature_maps(images, None) if self.rooted else self.backbone(images)
+
+    def logits(self, means: torch.Tensor) -> torch.Tensor:
+        """Logits of means of `maps`, float B x channels: float B x heads x C."""
+        features = roots(means) if self.rooted else means
+        return self.head(features).view(-1, self.heads, self.classes)
 
     def maps_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of uint8 B x 3 x H x W images: float64 B x channels x h x w, float B x (heads * C)."""
-        maps = self.backbone(images).float()
-        return maps.double(), self.head(maps.mean((2, 3))).float()
+        """Maps that the linear layers' weights turn into class activation maps, and logits.
+
+        A root is the mean over the size of its own root: so what a discriminant reads is the mean
+        of maps over that, and its class activation map is exact like any other's. Where a feature
+        is as often negative as positive the divisor has a floor (`LEAST`).
+
+        Args:
+            images: uint8 B x 3 x H x W.
+
+        Returns:
+            float64 B x channels x h x w, float B x (heads * C).
+        """
+        maps = self.maps(images).float()
+        means = maps.mean((2, 3))
+        logits = self.logits(means).flatten(1).float()
+        if self.rooted:
+            sizes = torch.maximum(means.abs(), LEAST * maps.abs().mean((2, 3)))
+            maps = maps * torch.where(sizes > 0, sizes.rsqrt(), 0)[..., None, None]
+        return maps.double(), logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What is pretrained, and the linear layers."""
@@ -68,10 +110,15 @@ class CamNetwork(nn.Module):
         return self.backbone.body.get_submodule(convolution).weight.detach().flatten(1), module
 
 
+def roots(means: torch.Tensor) -> torch.Tensor:
+    """Square roots; a negative mean, which some activation functions allow, keeps its sign."""
+    return means.sign() * means.abs().sqrt()
+
+
 def write_network(path: Path, network: CamNetwork, settings: dict[str, Any]) -> None:
     """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
     header = {**settings, "classes": network.classes, "heads": network.heads}
-    write_weights(path, network, header)
+    write_weights(path, network, header | ({"pooling": ROOTED} if network.rooted else {}))
 
 
 def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
@@ -83,12 +130,15 @@ def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
 
     def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> CamNetwork:
         classes, heads = settings["classes"], settings["heads"]
-        if "pooling" in settings:  # the probes', whose layers may have the same sizes
-            raise ValueError(f"it pools by {settings['pooling']}, which gives no CAM")
+        pooling = settings.get("pooling", ROOTED)
+        if pooling != ROOTED:
+            raise ValueError(f"it pools by {pooling}")
         # Its size comes from the tensors, which are there, before any memory is asked for.
-        if classes < 1 or heads < 1 or classes * heads != len(state["head.bias"]):
+        rows, channels = state["head.weight"].shape
+        if classes < 1 or heads < 0 or classes * heads != rows:
             raise ValueError(f"{heads} x {classes} classes do not fit its weights")
-        return CamNetwork(Backbone(settings["backbone"]), classes, heads)
+        rooted = channels if "pooling" in settings else None
+        return CamNetwork(Backbone(settings["backbone"]), classes, heads, rooted)
 
     network, settings = read_weights(path, build, "network")
     return network.to(memory_format=torch.channels_last), settings

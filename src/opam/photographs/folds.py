@@ -99,19 +99,19 @@ def _rows_of(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
 
 
 def usable_folds(folds: int, images: int, groups: int) -> int:
-    """How many folds fusion has: as asked for, or one a group of val where there are fewer.
+    """How many folds fusion has: as asked for, or one a group where there are fewer.
 
     Raises:
         OpamError: fewer images than folds, or a single group, of which there are no two folds.
     """
     if images < folds:
         raise OpamError(
-            f"fusion.folds: {folds} folds of {images} val images; lower it or raise "
+            f"fusion.folds: {folds} folds of {images} images; lower it or raise "
             "prepare.val_fraction"
         )
     if groups < 2:
         raise OpamError(
-            f"fusion.folds: the {images} val images are all of one group (copies, a burst, the "
+            f"fusion.folds: the {images} images are all of one group (copies, a burst, the "
             "column 'group'), which no two folds may share; add others, or set prepare.bursts: "
             "ignore"
         )

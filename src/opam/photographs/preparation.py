@@ -28,9 +28,10 @@ class PrepareParams(Params):
     )
     val_fraction: float = Field(
         0.2,
-        gt=0,
+        ge=0,
         lt=1,
-        description="where no val is given: share of each class's training photographs set aside",
+        description="where no val is given: share of each class's training photographs set aside; "
+        "0: none, where every network is a discriminant, whose scores out of fold serve instead",
     )
     max_side: int = Field(
         1600,
@@ -144,7 +145,8 @@ def make_manifest(
     Args:
         images: of a `datasets.dataset.Dataset`, with ``width``, ``height`` and ``group``
             (see `groups.grouped`); without ``group`` each photograph is one of its own.
-        val_fraction: share of the training images set aside, where the data set gives no val.
+        val_fraction: share of the training images set aside, where the data set gives no val; 0:
+            none.
         seed: of that choice.
 
     Raises:
@@ -172,7 +174,7 @@ def make_manifest(
     manifest["label"] = manifest["class_name"].map(label_of)
     if "group" not in manifest:
         manifest["group"] = manifest["image_id"]
-    if not given_val:
+    if not given_val and val_fraction:
         training = np.flatnonzero(manifest["split"] == "train")
         labels, groups = (manifest[name].to_numpy()[training] for name in ("label", "group"))
         mask = validation_mask(labels, val_fraction, seed, groups)

@@ -111,6 +111,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             "probabilities": pa.list_(pa.float32()),
         },
         "view_features": {**_ID, "features": pa.list_(pa.float32())},
+        "out_of_fold": {
+            **_ID,
+            "head": pa.int32(),
+            "probabilities": pa.list_(pa.float32()),
+        },
         "crop_scores": {**_ID, "probabilities": pa.list_(pa.float32())},
         "predictions": {
             **_ID,

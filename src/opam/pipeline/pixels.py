@@ -1,12 +1,12 @@
-"""Pixels kept on disk: every photograph is decoded once a machine.
+"""Pixels and features kept on disk: every photograph is decoded, and looked at, once a machine.
 
 They lie outside the project, in ``$OPAM_CACHE`` or else ``~/.cache/opam``, each under the digest of
-the photograph's file, so that stages, processes and clones share them and none can get another's.
-They are mapped into memory: who cuts a small crop reads little. What is gone or damaged is
-made anew; where there is no room, the photograph is decoded each time. Pixels are the same either
-way.
+what they were made from, so that stages, processes and clones share them and none can get
+another's. They are mapped into memory: who cuts a small crop reads little. What is gone or damaged
+is made anew; where there is no room, it is made each time. Results are the same either way.
 """
 
+import math
 import os
 import shutil
 import stat
@@ -25,10 +25,10 @@ from filelock import FileLock
 
 NUMBERS = 3
 Kept = tuple[np.ndarray, tuple[int, ...]]
-"""Pixels, uint8 H x W x 3, and `NUMBERS` whole numbers that belong to them."""
+"""Bytes, uint8 with three axes, such as pixels H x W x 3; and `NUMBERS` whole numbers of theirs."""
 
-HEADER = np.dtype([("shape", "<i4", 2), ("numbers", "<i4", NUMBERS), ("checksum", "<u4")])
-"""Before the pixels of each file."""
+HEADER = np.dtype([("shape", "<i4", 3), ("numbers", "<i4", NUMBERS), ("checksum", "<u4")])
+"""Before the bytes of each file."""
 PATIENCE = 60.0
 """Seconds that a photograph is waited for which another process decodes."""
 SHARE = 32
@@ -54,13 +54,13 @@ def kept(
     """What is kept, or else what ``make`` makes, which is then kept where there is room.
 
     Args:
-        version: of what makes them; what another made is not looked at.
-        digest: of the photograph's file, hexadecimal.
-        make: decodes it; what it raises goes on.
+        version: of what makes it; what another made is not looked at.
+        digest: of what it is made from, hexadecimal.
+        make: makes it; what it raises goes on.
         fits: whether what is kept is of the kind that is wanted.
         gigabytes: disk space for all that is kept; 0: nothing is added.
     """
-    at = folder() / version / digest[:2] / digest
+    at = _place(version, digest)
     found = _read(at, fits)
     if found is None and gigabytes <= 0:
         return make()
@@ -73,6 +73,24 @@ def kept(
     return found
 
 
+def find(version: str, digest: str) -> np.ndarray | None:
+    """The bytes that `keep` kept, mapped into memory; None where there are none."""
+    found = _read(_place(version, digest), lambda _: True)
+    return None if found is None else found[0]
+
+
+def keep(version: str, digest: str, made: np.ndarray, gigabytes: float) -> None:
+    """Keep bytes, uint8 with three axes, where there is room; other arguments as in `kept`."""
+    if gigabytes > 0:
+        with suppress(OSError):  # `_keep` says so
+            _place(version, digest).parent.mkdir(parents=True, exist_ok=True)
+        _keep(_place(version, digest), (made, (0,) * NUMBERS), round(gigabytes * 1e9))
+
+
+def _place(version: str, digest: str) -> Path:
+    return folder() / version / digest[:2] / digest
+
+
 _sound: set[Path] = set()
 """Files whose checksum this process has seen agree."""
 
@@ -81,10 +99,10 @@ def _read(at: Path, fits: Callable[[Kept], bool]) -> Kept | None:
     """What is kept at ``at``; None where nothing is, or it is damaged, or does not fit."""
     try:
         [header] = np.fromfile(at, HEADER, count=1)
-        rows, columns = header["shape"].tolist()
-        if at.stat().st_size != HEADER.itemsize + rows * columns * 3 or rows < 1:
+        shape = tuple(header["shape"].tolist())
+        if at.stat().st_size != HEADER.itemsize + math.prod(shape) or min(shape) < 1:
             return None
-        pixels = np.asarray(np.memmap(at, np.uint8, "r", HEADER.itemsize, (rows, columns, 3)))
+        pixels = np.asarray(np.memmap(at, np.uint8, "r", HEADER.itemsize, shape))
         if at not in _sound:
             if _checksum(header, pixels) != header["checksum"]:
                 return None
@@ -104,7 +122,7 @@ def _checksum(header: np.void, pixels: np.ndarray) -> int:
 
 def _keep(at: Path, made: Kept, limit: int) -> None:
     pixels = np.ascontiguousarray(made[0])
-    header = np.array([(pixels.shape[:2], made[1], 0)], dtype=HEADER)
+    header = np.array([(pixels.shape, made[1], 0)], dtype=HEADER)
     header["checksum"] = _checksum(header[0], pixels)
     temporary = at.with_name(f".{at.name}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -119,8 +137,8 @@ def _keep(at: Path, made: Kept, limit: int) -> None:
         with suppress(OSError):
             temporary.unlink()
         _tell_once(
-            f"{folder()}: decoded photographs cannot be kept ({error.strerror}), "
-            "they are decoded each time; set OPAM_CACHE to another folder"
+            f"{folder()}: pixels and features cannot be kept ({error.strerror}), "
+            "they are made each time; set OPAM_CACHE to another folder"
         )
     _sound.discard(at)
 
@@ -155,7 +173,7 @@ class _Space:
             else:
                 _tell_once(
                     f"{folder()}: {limit / 1e9:g} GB (execution.decoded_gigabytes), or half "
-                    "of the free disk, are full; other photographs are decoded each time"
+                    "of the free disk, are full; other pixels and features are made each time"
                 )
             return not self.full
 

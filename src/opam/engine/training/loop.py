@@ -86,7 +86,7 @@ def train(
         name: of the parameters that ``params`` are; names checkpoint and curves, too.
         network: its ``parameter_groups()`` are "backbone" and "head".
         epoch_samples: sample table of an epoch, 0-based.
-        val_samples: sample table that each epoch is measured on.
+        val_samples: sample table that each epoch is measured on; it may be empty.
         params: schedule, sizes and rates.
         execution: device, threads, workers.
         seed: of order and augmentation.
@@ -142,9 +142,10 @@ def train(
             shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
             row = _epoch(name, step, optimizer, shown, epoch, len(table), params)
             even_out_statistics(network)
-            row["val_loss"], row["val_accuracy"] = evaluate(
-                network, val_samples, params, execution, device, objective.validation, read
-            )
+            if len(val_samples):
+                row["val_loss"], row["val_accuracy"] = evaluate(
+                    network, val_samples, params, execution, device, objective.validation, read
+                )
             history.append(row)
             log(row)
             seconds += time.monotonic() - started

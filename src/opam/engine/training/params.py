@@ -1,11 +1,13 @@
 """How a network is trained: the parameters, and the learning rate they make."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from opam.pipeline.params import Params
+from opam.pipeline.errors import OpamError
+from opam.pipeline.params import NETWORKS, Params, read_params
 
 
 class TrainingParams(Params):
@@ -57,12 +59,43 @@ class TrainingParams(Params):
         return self
 
 
-class PatchTrainingParams(TrainingParams):
-    """ClassNet's training: whole photographs and kept patches."""
+class NetworkParams(TrainingParams):
+    """A network of the paper: how it comes about."""
+
+    by: Literal["training", "discriminant"] = Field(
+        description="training: fine-tuned, as in the paper; discriminant: nothing is trained, its "
+        "linear layer is a discriminant of the features that it begins with, which takes minutes; "
+        "of this section and training's it reads input_size, views and patches_per_image alone"
+    )
+    views: int = Field(
+        8,
+        ge=0,
+        description="of a discriminant: random crops of each box that are seen beside the box and "
+        "its mirror image",
+    )
+
+
+class PatchNetworkParams(NetworkParams):
+    """ClassNet: whole photographs and kept patches."""
 
     patches_per_image: int = Field(
-        0, ge=0, description="kept patches of an image drawn anew in each epoch; 0: all of them"
+        0,
+        ge=0,
+        description="kept patches of an image: drawn anew in each epoch, or those that FilterNet "
+        "is surest of for a discriminant; 0: all of them",
     )
+
+
+def network_params(arguments: Sequence[str]) -> tuple[str, NetworkParams]:
+    """The network that a script was asked for, and its section of params.yaml.
+
+    Raises:
+        OpamError: none, or no such network; as `opam.pipeline.params.read_params`.
+    """
+    name = arguments[1] if len(arguments) == 2 else ""
+    if name not in NETWORKS:
+        raise OpamError(f"python {arguments[0]} NAME: give one of {', '.join(NETWORKS)}")
+    return name, read_params(name, PatchNetworkParams if name == "classnet" else NetworkParams)
 
 
 def rate_factor(iteration: int, iterations: int, params: TrainingParams) -> float:

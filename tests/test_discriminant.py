@@ -6,10 +6,11 @@ import torch
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from opam.method.probes import AREAS, ASPECT, SCALES, Probe, fit_probe, random_views
+from opam.engine.discriminant.analysis import SCALES, Discriminant, fit_discriminant
+from opam.engine.discriminant.features import AREAS, ASPECT, random_views
 from opam.networks.backbones.backbone import Backbone
+from opam.networks.backbones.weights import write_weights
 from opam.networks.cam_network import CamNetwork, read_network, write_network
-from opam.networks.probe_network import ProbeNetwork, pooled, read_probes, write_probes
 from opam.pipeline.errors import OpamError
 
 
@@ -29,7 +30,7 @@ def drawn(
 @pytest.mark.parametrize("classes", [2, 5])
 def test_it_is_linear_discriminant_analysis(classes: int) -> None:
     features, labels = drawn(20, classes)
-    probe = fit_probe(features, labels, classes, seed=0)
+    probe = fit_discriminant(features, labels, classes, seed=0)
     flat = features.reshape(-1, features.shape[2]).astype(np.float64)
     centre, spread = flat.mean(0), flat.std(0)
     literal = LinearDiscriminantAnalysis(
@@ -48,7 +49,7 @@ def test_it_is_linear_discriminant_analysis(classes: int) -> None:
 
 def test_its_accuracy_is_that_on_photographs_it_has_not_seen() -> None:
     features, labels = drawn(12, 4)
-    probe = fit_probe(features, labels, 4, seed=0)
+    probe = fit_discriminant(features, labels, 4, seed=0)
     fresh, theirs = drawn(500, 4, seed=1)
     logits = fresh[:, 0] @ probe.weights.T + probe.bias
     accuracy = (logits.argmax(1) == theirs).mean()
@@ -61,26 +62,28 @@ def test_its_accuracy_is_that_on_photographs_it_has_not_seen() -> None:
     }
     assert min(losses, key=losses.__getitem__) in (0.5, 1.0, 2.0)
     shuffled = np.random.default_rng(3).permutation(labels)
-    assert fit_probe(features, shuffled, 4, seed=0).accuracy < 0.5
+    assert fit_discriminant(features, shuffled, 4, seed=0).accuracy < 0.5
 
 
-def same(one: Probe, other: Probe) -> bool:
+def same(one: Discriminant, other: Discriminant) -> bool:
     return np.array_equal(one.weights, other.weights) and np.array_equal(one.bias, other.bias)
 
 
-def test_the_same_seed_gives_the_same_probe() -> None:
+def test_the_same_seed_gives_the_same_layer() -> None:
     features, labels = drawn(8, 3)
-    assert same(fit_probe(features, labels, 3, seed=4), fit_probe(features, labels, 3, seed=4))
+    assert same(
+        fit_discriminant(features, labels, 3, seed=4), fit_discriminant(features, labels, 3, seed=4)
+    )
 
 
 def test_constant_features_and_absent_classes_are_no_errors() -> None:
     features, labels = drawn(6, 3)
     features[:, :, 2] = 5.0
-    probe = fit_probe(features, labels, 4, seed=0)  # of the fourth class there is nothing
+    probe = fit_discriminant(features, labels, 4, seed=0)  # of the fourth class there is nothing
     assert probe.weights.shape == (4, features.shape[2])
     assert np.isfinite(probe.weights).all()
     assert np.isfinite(probe.bias).all()
-    single = fit_probe(features[:1], labels[:1], 4, seed=0)
+    single = fit_discriminant(features[:1], labels[:1], 4, seed=0)
     assert np.isfinite(single.weights).all()
 
 
@@ -106,28 +109,46 @@ def test_views_are_like_their_box() -> None:
     assert np.array_equal(views, again)
 
 
-def test_a_network_of_probes_is_read_as_it_was_written(tmp_path) -> None:
+def network_of(backbone: Backbone, channels: int) -> CamNetwork:
     torch.manual_seed(0)
-    network = ProbeNetwork(Backbone("mobilenetv3_small_050"), 288, classes=3, heads=4).eval()
+    return CamNetwork(backbone, classes=3, heads=4, rooted=channels).eval()
+
+
+def test_a_discriminant_is_read_as_it_was_written(tmp_path) -> None:
+    network = network_of(Backbone("mobilenetv3_small_050"), 288)
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    path = tmp_path / "network.safetensors"
     with torch.no_grad():
-        maps = network.backbone.feature_maps(images, None)
-        mean = maps.flatten(2).mean(2)
-        assert (mean < 0).any()
-        torch.testing.assert_close(pooled(network.backbone, images).square(), mean.abs())
-        assert torch.equal(pooled(network.backbone, images).sign(), mean.sign())
+        means = network.backbone.feature_maps(images, None).mean((2, 3))
+        assert (means < 0).any()
+        features = means.sign() * means.abs().sqrt()
         expected = network(images)
-        assert expected.shape == (2, 4, 3)
-        path = tmp_path / "probes.safetensors"
-        write_probes(path, network, {"backbone": "mobilenetv3_small_050", "input_size": 64})
-        again, settings = read_probes(path)
+        torch.testing.assert_close(network.head(features).view(2, 4, 3), expected)
+        write_network(path, network, {"backbone": "mobilenetv3_small_050", "input_size": 64})
+        again, settings = read_network(path)
         torch.testing.assert_close(again(images), expected)
     assert settings["input_size"] == 64
-    with pytest.raises(OpamError, match=r"probes\.safetensors.*pools by root of mean"):
+    header = {"backbone": "mobilenetv3_small_050", "classes": 3, "heads": 4, "pooling": "maximum"}
+    write_weights(path, network, header)
+    with pytest.raises(OpamError, match=r"network\.safetensors.*pools by maximum"):
         read_network(path)
-    write_network(path, CamNetwork(network.backbone, 3, 4), {"backbone": "mobilenetv3_small_050"})
-    with pytest.raises(OpamError, match=r"probes\.safetensors.*pooling"):
-        read_probes(path)
-    write_probes(path, network, {"backbone": "resnet18"})
-    with pytest.raises(OpamError, match=r"probes\.safetensors"):
-        read_probes(path)
+    write_network(path, network, {"backbone": "resnet18"})
+    with pytest.raises(OpamError, match=r"network\.safetensors"):
+        read_network(path)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("test_efficientnet", 256)])
+def test_class_activation_maps_of_a_discriminant_are_exact(name: str, channels: int) -> None:
+    network = network_of(Backbone(name), channels)
+    images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        maps, logits = network.maps_and_logits(images)
+        found = torch.einsum("kc,bchw->bkhw", network.head.weight.double(), maps).mean((2, 3))
+        features = network.backbone.feature_maps(images, None)
+        means, sizes = features.mean((2, 3)), features.abs().mean((2, 3))
+        # What the layer reads is the mean of the maps, but where a feature all but cancels out.
+        read = torch.where(means.abs() >= 0.01 * sizes, means.sign() * means.abs().sqrt(), 0)
+        kept = torch.where(means.abs() >= 0.01 * sizes, maps.mean((2, 3)).float(), 0)
+    torch.testing.assert_close(kept, read)
+    if name == "resnet18":  # none is ever negative
+        torch.testing.assert_close((found + network.head.bias).float(), logits)

@@ -1,4 +1,4 @@
-"""Linear probes: what the pretrained backbone's features say before anything is fine-tuned.
+"""Linear discriminant analysis: what features say of classes before anything is fine-tuned.
 
 A network fine-tuned on a few photographs of each class knows them by heart and is unsure of others.
 Linear discriminant analysis (Fisher 1936) has less to learn: a mean for each class, and one
@@ -15,46 +15,26 @@ for a scale,
 >>> generator = np.random.default_rng(0)
 >>> labels = np.repeat([0, 1], 20)
 >>> features = generator.normal(3.0 * labels[:, None, None], size=(40, 3, 2))  # three views each
->>> probe = fit_probe(features, labels, classes=2, seed=0)
->>> (np.array([[0.0, 0.0], [3.0, 3.0]]) @ probe.weights.T + probe.bias).argmax(1).tolist()
+>>> found = fit_discriminant(features, labels, classes=2, seed=0)
+>>> (np.array([[0.0, 0.0], [3.0, 3.0]]) @ found.weights.T + found.bias).argmax(1).tolist()
 [0, 1]
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
-from scipy.special import log_softmax
+import torch
 
 from opam.photographs.folds import fold_of
-from opam.pipeline.params import Params
 
-AREAS = (0.35, 1.4)
-"""Area of a random view over that of its box."""
-ASPECT = 0.25
-"""Natural logarithm by which a random view is drawn out along one side, at most."""
 FOLDS = 5
 """Of the training photographs, for shrinkage and scale."""
 SHRINKAGES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 SCALES = np.geomspace(0.01, 2.0, 40)
 
 
-class ProbeParams(Params):
-    """What the probes are shown."""
-
-    input_size: int = Field(
-        224, ge=32, le=2048, description="side of the crop of a photograph or object, pixels"
-    )
-    part_size: int = Field(224, ge=32, le=2048, description="side of the crop of a part, pixels")
-    views: int = Field(
-        8,
-        ge=0,
-        description="random crops of each box that are seen beside the box and its mirror image",
-    )
-
-
 @dataclass(frozen=True)
-class Probe:
+class Discriminant:
     """A linear layer on features, and how it was chosen.
 
     Attributes:
@@ -62,12 +42,17 @@ class Probe:
         bias: float64 C.
         shrinkage: of the covariance, 0..1.
         accuracy: share of training photographs that are right when held out, 0..1.
+        held_out: float32 N x C, probabilities of each box by a layer that was fitted without its
+            group.
+        known: bool N, whether there was another group of its class to fit that layer on.
     """
 
     weights: np.ndarray
     bias: np.ndarray
     shrinkage: float
     accuracy: float
+    held_out: np.ndarray
+    known: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,31 +70,13 @@ class _Statistics:
     means: np.ndarray
 
 
-def random_views(box: np.ndarray, views: int, generator: np.random.Generator) -> np.ndarray:
-    """A box twice, and boxes like it, float64 (2 + views) x 4; every other one is to be mirrored.
-
-    Args:
-        box: x0, y0, x1, y1.
-        views: how many are drawn; they may reach over the box's borders.
-        generator: drawn from.
-    """
-    x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
-    side = np.sqrt(generator.uniform(*AREAS, views))
-    stretch = np.exp(generator.uniform(-ASPECT, ASPECT, views))
-    sizes = np.array([x1 - x0, y1 - y0]) * np.stack([side * stretch, side / stretch], 1)
-    slack = np.abs(np.array([x1 - x0, y1 - y0]) - sizes)
-    middles = np.array([x0 + x1, y0 + y1]) / 2 + generator.uniform(-0.5, 0.5, (views, 2)) * slack
-    drawn = np.hstack([middles - sizes / 2, middles + sizes / 2])
-    return np.vstack([np.array([[x0, y0, x1, y1]] * 2), drawn])
-
-
-def fit_probe(
+def fit_discriminant(
     features: np.ndarray,
     labels: np.ndarray,
     classes: int,
     seed: int,
     groups: np.ndarray | None = None,
-) -> Probe:
+) -> Discriminant:
     """Linear discriminant analysis of all views of all boxes.
 
     Shrinkage of the covariance and scale of the logits are those under which the labels of
@@ -143,11 +110,10 @@ def fit_probe(
             weights, bias = _discriminant(statistics, shrinkage)
             logits[place, held] = standard[held, 0] @ weights.T + bias
     asked = np.flatnonzero(known) if known.any() else np.arange(count)
-    logits, truth = logits[:, asked], labels[asked]
-    own = np.arange(len(asked))
+    truth, own = labels[asked], np.arange(len(asked))
     losses = np.array(
         [
-            [-log_softmax(scale * each, axis=1)[own, truth].mean() for scale in SCALES]
+            [-_log_softmax(scale * each[asked])[own, truth].mean() for scale in SCALES]
             for each in logits
         ]
     )
@@ -155,8 +121,13 @@ def fit_probe(
     weights, bias = _discriminant(_statistics(standard, labels, classes), SHRINKAGES[best])
     weights = SCALES[scale] * weights / spread
     bias = SCALES[scale] * bias - weights @ centre
-    accuracy = float((logits[best].argmax(1) == truth).mean())
-    return Probe(weights, bias, SHRINKAGES[best], accuracy)
+    accuracy = float((logits[best, asked].argmax(1) == truth).mean())
+    held_out = np.exp(_log_softmax(SCALES[scale] * logits[best])).astype(np.float32)
+    return Discriminant(weights, bias, SHRINKAGES[best], accuracy, held_out, known)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).log_softmax(1).numpy()
 
 
 def _statistics(features: np.ndarray, labels: np.ndarray, classes: int) -> _Statistics:

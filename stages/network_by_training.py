@@ -1,7 +1,7 @@
 """Train a network of the paper: FilterNet, ClassNet, ObjectNet or PartNet.
 
-Run by itself: ``python stages/train_network.py NAME``; NAME is filternet, classnet, objectnet or
-partnet. FilterNet and ClassNet begin with the pretrained backbone, the others with ClassNet.
+Run by itself: ``python stages/network_by_training.py NAME``; NAME is filternet, classnet, objectnet
+or partnet. FilterNet and ClassNet begin with the pretrained backbone, the others with ClassNet.
 """
 
 import sys
@@ -12,15 +12,14 @@ import pandas as pd
 import torch
 
 from opam.engine.training.loop import network_settings, train
-from opam.engine.training.params import PatchTrainingParams, TrainingParams
+from opam.engine.training.params import network_params
 from opam.engine.training.samples import draw_patches, samples, whole_images
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import CamNetwork, read_network, with_heads, write_network
 from opam.photographs.decoding.images import Photographs
-from opam.pipeline.artifacts import read_json, read_photographs, read_table
+from opam.pipeline.artifacts import SCHEMAS, read_json, read_photographs, read_table, write_table
 from opam.pipeline.device import ExecutionParams
-from opam.pipeline.errors import OpamError
-from opam.pipeline.params import NETWORKS, read_params
+from opam.pipeline.params import read_params
 from opam.pipeline.resume import finish
 from opam.pipeline.stage import run
 
@@ -51,14 +50,10 @@ def pretrained(seed: int, classes: int) -> tuple[CamNetwork, str]:
 
 
 def main() -> None:
-    """Write data/models/NAME.safetensors and data/curves/NAME/."""
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in NETWORKS:
-        raise OpamError(f"python stages/train_network.py NAME: give one of {', '.join(NETWORKS)}")
+    """Write data/models/NAME.safetensors, data/out_of_fold/NAME.parquet, data/curves/NAME/."""
+    name, params = network_params(sys.argv)
     seed = read_params("seed", int)
     execution = read_params("execution", ExecutionParams)
-    kind = PatchTrainingParams if name == "classnet" else TrainingParams
-    params: TrainingParams = read_params(name, kind)
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     whole, val = (whole_images(manifest[manifest["split"] == each]) for each in SPLITS)
 
@@ -82,6 +77,9 @@ def main() -> None:
     photographs = Photographs(manifest, execution.decoded_gigabytes)
     train(name, network, epoch_samples, val, params, execution, seed, read=photographs)
     write_network(MODELS / f"{name}.safetensors", network, network_settings(backbone, params))
+    if name != "filternet":  # it has seen all photographs
+        nothing = SCHEMAS["out_of_fold"].empty_table().to_pandas()
+        write_table(DATA / f"out_of_fold/{name}.parquet", "out_of_fold", nothing)
     finish(name)
 
 

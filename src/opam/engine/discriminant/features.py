@@ -1,0 +1,181 @@
+"""Features of boxes, kept by content: a photograph that was looked at is not looked at again.
+
+Every box is seen several times, cut a little differently each time, for a discriminant to know how
+much a class varies. What is drawn depends on the photograph and its box alone, and every batch has
+the same shape: so features are the same bytes whichever other photographs there are.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from opam.engine import crops, forward
+from opam.networks.backbones import backbone as backbones
+from opam.networks.backbones.backbone import Backbone
+from opam.networks.cam_network import roots
+from opam.photographs.decoding import images
+from opam.pipeline.artifacts import BOX
+from opam.pipeline.device import ExecutionParams
+from opam.pipeline.environment import installed_versions
+from opam.pipeline.pixels import find, keep
+from opam.pipeline.progress import progress
+from opam.pipeline.resume import Fingerprint, in_shards
+
+AREAS = (0.35, 1.4)
+"""Area of a random view over that of its box."""
+ASPECT = 0.25
+"""Natural logarithm by which a random view is drawn out along one side, at most."""
+
+
+def random_views(box: np.ndarray, views: int, generator: np.random.Generator) -> np.ndarray:
+    """A box twice, and boxes like it, float64 (2 + views) x 4; every other one is to be mirrored.
+
+    Args:
+        box: x0, y0, x1, y1.
+        views: how many are drawn; they may reach over the box's borders.
+        generator: drawn from.
+    """
+    x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
+    side = np.sqrt(generator.uniform(*AREAS, views))
+    stretch = np.exp(generator.uniform(-ASPECT, ASPECT, views))
+    sizes = np.array([x1 - x0, y1 - y0]) * np.stack([side * stretch, side / stretch], 1)
+    slack = np.abs(np.array([x1 - x0, y1 - y0]) - sizes)
+    middles = np.array([x0 + x1, y0 + y1]) / 2 + generator.uniform(-0.5, 0.5, (views, 2)) * slack
+    drawn = np.hstack([middles - sizes / 2, middles + sizes / 2])
+    return np.vstack([np.array([[x0, y0, x1, y1]] * 2), drawn])
+
+
+def features_of(
+    backbone: Backbone,
+    weights: str,
+    rows: pd.DataFrame,
+    input_size: int,
+    views: int | None,
+    seed: int,
+    execution: ExecutionParams,
+    name: str,
+    inputs: Fingerprint,
+    read: crops.Read,
+) -> np.ndarray:
+    """Roots of mean features of all views of each row's box, float32 N x V x D.
+
+    What was computed before on this machine is taken from where `opam.pipeline.pixels` keeps it.
+
+    Args:
+        backbone: its own last maps are what is averaged.
+        weights: `opam.networks.backbones.weights.state_digest` of its body.
+        rows: ``image_id, path, sha256, width, height`` and a box each.
+        input_size: side of a crop, pixels.
+        views: drawn beside the box and its mirror image, V - 2; None: the box alone.
+        seed: of the views.
+        execution: device, threads, workers, and the room for what is kept.
+        name: of the boxes, for resuming and progress.
+        inputs: fingerprint of all that the features depend on.
+        read: gives the photographs.
+    """
+    each = 1 if views is None else 2 + views
+    size = forward.whole_groups(each, execution)
+    photographs = size // each
+    version = _version(weights, input_size, each, execution)
+    backbone.to(memory_format=torch.channels_last)
+
+    def rows_from(first: int) -> Iterator[pd.DataFrame]:
+        for start in range(first, pieces, execution.shard_size):
+            stop = min(start + execution.shard_size, pieces)
+            own = rows.iloc[start * photographs : stop * photographs]
+            found = _looked_up(own, version, seed, each)
+            missing = [place for place, (_, _, known) in enumerate(found) if known is None]
+            computed = _computed(
+                backbone,
+                own["path"].iloc[missing].tolist(),
+                [found[place][1] for place in missing],
+                (input_size, size, each),
+                execution,
+                read,
+            )
+            ids = own["image_id"].to_numpy()
+            for piece in range(0, len(own), photographs):
+                table = []
+                for digest, _, known in found[piece : piece + photographs]:
+                    if known is None:
+                        known = next(computed)
+                        kept = np.ascontiguousarray(known).view(np.uint8)
+                        keep(
+                            version,
+                            digest,
+                            kept.reshape(*known.shape, 4),
+                            execution.decoded_gigabytes,
+                        )
+                    table.append(known.reshape(-1))
+                yield pd.DataFrame(
+                    {"image_id": ids[piece : piece + photographs], "features": table}
+                )
+
+    pieces = -(-len(rows) // photographs)
+    shards = in_shards(work_on(name), inputs, "view_features", pieces, rows_from, execution)
+    shown = progress(shards, -(-pieces // execution.shard_size), f"features of {name}", "shards")
+    found = pd.concat(shown)["features"].to_list()
+    return np.stack(found).reshape(len(rows), each, -1)
+
+
+def work_on(name: str) -> str:
+    """What `opam.pipeline.resume` calls the features of a kind of crop."""
+    return f"features_{name.replace(' ', '_')}"
+
+
+def _looked_up(
+    rows: pd.DataFrame, version: str, seed: int, each: int
+) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Of each row the digest that its features are kept under, its views, and what is kept."""
+    found = []
+    photographs = rows[["sha256", "width", "height"]].to_numpy(object)
+    for photograph, box in zip(photographs, rows[BOX].to_numpy(), strict=True):
+        digest = hashlib.sha256(f"{[*photograph]} {box.tolist()} {seed}".encode()).hexdigest()
+        generator = np.random.default_rng(int(digest[:16], 16))
+        boxes = random_views(box, max(0, each - 2), generator)[:each]
+        kept = find(version, digest)
+        found.append((digest, boxes, None if kept is None else kept.view(np.float32)[..., 0]))
+    return found
+
+
+def _computed(
+    backbone: Backbone,
+    paths: list[str],
+    boxes: list[np.ndarray],
+    sizes: tuple[int, int, int],
+    execution: ExecutionParams,
+    read: crops.Read,
+) -> Iterator[np.ndarray]:
+    """Features of each photograph's boxes, float32 V x D; ``sizes``: of crops, batches and V."""
+    input_size, size, each = sizes
+    mirrored = [view % 2 == 1 for view in range(each)]
+    batches = crops.CropBatches(paths, boxes, input_size, size, mirrored, read=read)
+
+    def pooled(batch: torch.Tensor) -> tuple[torch.Tensor]:
+        # The last batch is filled up, for its shape may decide on the last bits.
+        full = torch.cat([batch, batch[-1:].expand(size - len(batch), -1, -1, -1)])
+        full = full.contiguous(memory_format=torch.channels_last)
+        return (roots(backbone.feature_maps(full, None).mean((2, 3)))[: len(batch)].float(),)
+
+    for (found,) in forward.forward(backbone, pooled, batches, execution, "", shown=False):
+        yield from found.reshape(-1, each, found.shape[1])
+
+
+def _version(weights: str, input_size: int, each: int, execution: ExecutionParams) -> str:
+    what = f"{weights} {input_size} {each} {execution.same_bits()} {_computes()}"
+    return "features-" + hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+@cache
+def _computes() -> str:
+    """Digest of the code that features depend on, and of the packages."""
+    rooms = (Path(module.__file__ or "").parent for module in (backbones, images))
+    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    files += [Path(module.__file__ or "") for module in (crops, forward)] + [Path(__file__)]
+    code = b"".join(path.read_bytes() for path in files)
+    return hashlib.sha256(code + repr(installed_versions()).encode()).hexdigest()

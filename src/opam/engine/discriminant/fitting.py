@@ -1,0 +1,81 @@
+"""A network whose linear layers are discriminants, one for each kind of box."""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+
+from opam.engine.discriminant.analysis import Discriminant, fit_discriminant
+from opam.networks.backbones.backbone import Backbone
+from opam.networks.cam_network import CamNetwork
+from opam.pipeline.params import Params
+
+NAMED = ["image_id", "path", "sha256", "width", "height", "label", "group"]
+"""Of the manifest, what rows with boxes have."""
+Features = Callable[[pd.DataFrame, str], np.ndarray]
+"""Of rows with boxes, and their name: float32 N x V x D, the box itself first."""
+
+
+class ProbeParams(Params):
+    """What the probes are shown."""
+
+    enabled: bool = Field(
+        description="false: there are none, as where the networks are discriminants themselves"
+    )
+    input_size: int = Field(
+        224, ge=32, le=2048, description="side of the crop of a photograph or object, pixels"
+    )
+    part_size: int = Field(224, ge=32, le=2048, description="side of the crop of a part, pixels")
+    views: int = Field(
+        8,
+        ge=0,
+        description="random crops of each box that are seen beside the box and its mirror image",
+    )
+
+
+def by_cluster(parts: pd.DataFrame, clusters: int) -> dict[str, pd.DataFrame]:
+    """The rows of each cluster, by a name; one that no part went to gets those of all parts."""
+    found = {}
+    for cluster in range(clusters):
+        own = parts[parts["cluster"] == cluster]
+        found[f"parts of cluster {cluster}"] = own if len(own) else parts
+    return found
+
+
+def fit_network(
+    backbone: Backbone,
+    kinds: dict[str, pd.DataFrame],
+    features: Features,
+    classes: int,
+    seed: int,
+) -> tuple[CamNetwork, list[Discriminant]]:
+    """The backbone with a discriminant for each kind of box, and the discriminants.
+
+    Args:
+        backbone: whose features these are.
+        kinds: by a name for people, rows with a box, ``label`` and ``group``, one or more.
+        features: gives those of rows.
+        classes: number of classes.
+        seed: of the folds.
+    """
+    found = []
+    for name, rows in kinds.items():
+        own = features(rows, name)
+        labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+        found.append(fit_discriminant(own, labels, classes, seed, groups))
+        print(
+            f"discriminant of {name}: shrinkage {found[-1].shrinkage}, right in "
+            f"{found[-1].accuracy:.1%} of the training photographs left out",
+            file=sys.stderr,
+            flush=True,
+        )
+    network = CamNetwork(backbone, classes, len(found), rooted=found[0].weights.shape[1])
+    weights = np.concatenate([each.weights for each in found])
+    bias = np.concatenate([each.bias for each in found])
+    network.head.load_state_dict(
+        {"weight": torch.from_numpy(weights).float(), "bias": torch.from_numpy(bias).float()}
+    )
+    return network, found

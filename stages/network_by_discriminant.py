@@ -1,0 +1,104 @@
+"""Compute a network of the paper: FilterNet, ClassNet, ObjectNet or PartNet, trained by nothing.
+
+Its linear layers are discriminants of features: FilterNet's and ClassNet's of the pretrained
+backbone's, the others' of ClassNet's. Run by itself: ``python stages/network_by_discriminant.py
+NAME``; NAME is filternet, classnet, objectnet or partnet.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from opam.engine.discriminant.features import features_of, work_on
+from opam.engine.discriminant.fitting import NAMED, by_cluster, fit_network
+from opam.engine.training.params import network_params
+from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.networks.backbones.weights import state_digest
+from opam.networks.cam_network import read_network, write_network
+from opam.photographs.decoding.images import Photographs
+from opam.pipeline.artifacts import BOX, read_json, read_table, write_json, write_table
+from opam.pipeline.curves import CURVES, TIME
+from opam.pipeline.device import ExecutionParams, prepare_device
+from opam.pipeline.params import read_params
+from opam.pipeline.resume import fingerprint, finish
+from opam.pipeline.stage import run
+
+DATA = Path("data")
+CLASSNET = DATA / "models/classnet.safetensors"
+
+
+def begun_with(name: str) -> tuple[Backbone, str]:
+    """The backbone whose features are read, and its name."""
+    if name in ("filternet", "classnet"):
+        params = read_params("backbone", BackboneParams)
+        return create_backbone(params).eval(), params.name
+    network, settings = read_network(CLASSNET)
+    return network.backbone, settings["backbone"]
+
+
+def boxes_of(name: str, training: pd.DataFrame, params: Any) -> dict[str, pd.DataFrame]:
+    """The boxes of each linear layer, with what the manifest says of their photographs."""
+    named = training[NAMED]
+    whole = named.assign(x0=0, y0=0, x1=named["width"], y1=named["height"])
+    if name == "filternet":
+        return {"photographs": whole}
+    if name == "classnet":
+        kept = read_table(DATA / "kept_patches.parquet", "kept_patches")
+        surest = kept.sort_values("confidence", ascending=False, kind="stable")
+        if params.patches_per_image:
+            surest = surest.groupby("image_id").head(params.patches_per_image)
+        patches = named.merge(surest[["image_id", *BOX]])
+        return {"photographs and patches": pd.concat([whole, patches], ignore_index=True)}
+    if name == "objectnet":
+        return {"objects": named.merge(read_table(DATA / "objects.parquet", "objects"))}
+    parts = named.merge(read_table(DATA / "aligned_parts.parquet", "aligned_parts"))
+    return by_cluster(parts, read_json(DATA / "neuron_clusters.json")["clusters"])
+
+
+def main() -> None:
+    """Write data/models/NAME.safetensors, data/out_of_fold/NAME.parquet, data/curves/NAME/."""
+    started = time.monotonic()
+    name, params = network_params(sys.argv)
+    seed = read_params("seed", int)
+    execution = read_params("execution", ExecutionParams)
+    manifest = read_table(DATA / "manifest.parquet", "manifest")
+    training = manifest[manifest["split"] == "train"]
+    prepare_device(execution)  # for the linear algebra; features may come from a cluster
+    backbone, called = begun_with(name)
+    weights = state_digest(backbone.body)
+    kinds = boxes_of(name, training, params)
+    read = Photographs(manifest, execution.decoded_gigabytes)
+
+    def features(rows: pd.DataFrame, kind: str) -> np.ndarray:
+        boxes = pd.util.hash_pandas_object(rows[["image_id", *BOX]], index=False)
+        inputs = fingerprint(
+            params, seed=seed, weights=weights, boxes=boxes.sum(), execution=execution.same_bits()
+        )
+        how = params.input_size, params.views, seed, execution
+        return features_of(backbone, weights, rows, *how, f"{name} {kind}", inputs, read)
+
+    classes = manifest["label"].nunique()
+    network, discriminants = fit_network(backbone, kinds, features, classes, seed)
+    settings = {"backbone": called, "input_size": params.input_size, "resize": params.input_size}
+    held_out = [
+        rows.assign(head=head, probabilities=list(found.held_out))[found.known]
+        for head, (rows, found) in enumerate(zip(kinds.values(), discriminants, strict=True))
+    ]
+    if name == "classnet":  # its patches are answers of another branch's kind
+        held_out = [held_out[0].drop_duplicates("image_id")]
+    if name != "filternet":
+        columns = ["image_id", "head", "probabilities"]
+        table = pd.concat(held_out).sort_values("image_id", kind="stable")[columns]
+        write_table(DATA / f"out_of_fold/{name}.parquet", "out_of_fold", table)
+    write_network(DATA / f"models/{name}.safetensors", network, settings)
+    write_json(CURVES / name / TIME, {"training_seconds": time.monotonic() - started})
+    for kind in kinds:
+        finish(work_on(f"{name} {kind}"))
+
+
+if __name__ == "__main__":
+    run(main)
