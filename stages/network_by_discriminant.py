@@ -54,7 +54,8 @@ def boxes_of(name: str, training: pd.DataFrame, params: Any) -> dict[str, pd.Dat
         patches = named.merge(surest[["image_id", *BOX]])
         return {"photographs and patches": pd.concat([whole, patches], ignore_index=True)}
     if name == "objectnet":
-        return {"objects": named.merge(read_table(DATA / "objects.parquet", "objects"))}
+        objects = named.merge(read_table(DATA / "objects.parquet", "objects")[["image_id", *BOX]])
+        return {"objects and photographs": pd.concat([objects, whole], ignore_index=True)}
     parts = named.merge(read_table(DATA / "aligned_parts.parquet", "aligned_parts"))
     return by_cluster(parts, read_json(DATA / "neuron_clusters.json")["clusters"])
 
@@ -88,7 +89,7 @@ def main() -> None:
         rows.assign(head=head, probabilities=list(found.held_out))[found.known]
         for head, (rows, found) in enumerate(zip(kinds.values(), discriminants, strict=True))
     ]
-    if name == "classnet":  # its patches are answers of another branch's kind
+    if name in ("classnet", "objectnet"):  # the first box of a photograph is what it will be asked
         held_out = [held_out[0].drop_duplicates("image_id")]
     if name != "filternet":
         columns = ["image_id", "head", "probabilities"]

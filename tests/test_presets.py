@@ -30,6 +30,7 @@ def test_they_are_the_promised_ones() -> None:
         "cub200-resnet50",
         "cub-small-cpu",
         "cub-small-gpu",
+        "frozen",
         "imagefolder",
     }
 

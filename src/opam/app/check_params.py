@@ -27,7 +27,7 @@ from opam.method.parts import PartParams
 from opam.method.proposals import ProposalParams
 from opam.method.saliency import SaliencyParams
 from opam.networks.backbones.backbone import Backbone, BackboneParams
-from opam.networks.backbones.bodies import check_size
+from opam.networks.backbones.bodies import check_size, create_body
 from opam.networks.cam_network import penultimate_layer
 from opam.photographs.datasets import DatasetParams
 from opam.photographs.preparation import PrepareParams
@@ -194,9 +194,16 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
             for network in NETWORKS:
                 with attempt():
                     freeze_until(backbone, params[network].frozen_until, network)
+                with attempt():
+                    _check_drop_path(name, params[network].drop_path, network)
         for name, baseline in params["baselines"].items():
             with attempt():
                 _check_baseline(name, baseline, params["backbone"], path)
+
+
+def _check_drop_path(backbone: str, share: float, section: str) -> None:
+    with torch.device("meta"), without_compiler():
+        create_body(backbone, share, f"{section}.drop_path")
 
 
 def _sizes(params: dict[str, Any]) -> list[tuple[str, int]]:
@@ -223,6 +230,7 @@ def _check_baseline(
             at = f"baselines.{name}.{step}"
             check_size(backbone.name, training.input_size, f"{at}.input_size")
             freeze_until(backbone, training.frozen_until, at)
+            _check_drop_path(backbone.name, training.drop_path, at)
 
 
 def main() -> None:

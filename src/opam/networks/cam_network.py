@@ -6,13 +6,12 @@ nearer to the normal distribution that it assumes, and rare features count for m
 al., "Improving the Fisher Kernel", ECCV 2010).
 """
 
-from functools import partial
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.backbones.bodies import as_maps, last_maps, outline
@@ -48,8 +47,8 @@ class CamNetwork(nn.Module):
         self.classes = classes
         self.heads = heads
         self.rooted = rooted is not None
-        build = nn.Linear if heads else partial(skip_init, nn.Linear)  # nothing to draw
-        self.head = build(rooted or backbone.channels, heads * classes)
+        with warnings.catch_warnings(action="ignore"):  # of no heads there is nothing to draw
+            self.head = nn.Linear(rooted or backbone.channels, heads * classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 B x 3 x H x W images to logits, float B x heads x C."""

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +17,9 @@ import torch
 from opam.engine.crops import Read, TrainingCrops, load_ahead
 from opam.engine.training.freezing import freeze_batch_norm, freeze_until
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
+from opam.engine.training.optimizer import RunningAverage, create_optimizer
 from opam.engine.training.params import TrainingParams, rate_factor
-from opam.networks.backbones.backbone import fold_batch_norm
+from opam.networks.backbones.backbone import drop_paths, fold_batch_norm
 from opam.networks.backbones.weights import state_digest
 from opam.photographs.decoding.archive import archive_of
 from opam.photographs.decoding.images import read_image
@@ -100,6 +102,7 @@ def train(
     launch(execution)
     device = prepare_device(execution)
     join(device)
+    drop_paths(network, params.drop_path, name)
     network.to(device)
     network.to(memory_format=cast(Any, torch.channels_last))
     if execution.compile:
@@ -107,7 +110,8 @@ def train(
     else:
         fold_batch_norm(network)
     frozen = freeze_until(cast(Any, network).backbone, params.frozen_until, name)
-    optimizer = _optimizer(network, params, device)
+    optimizer = create_optimizer(network, params, fused=device.type == "cuda")
+    average = RunningAverage(network, params.average) if params.average else None
     first = epoch_samples(0)
     inputs = _inputs(network, first, val_samples, params, seed)
 
@@ -118,6 +122,8 @@ def train(
         network.load_state_dict(saved["network"])
         with without_compiler():
             optimizer.load_state_dict(saved["optimizer"])
+        if average:
+            average.resume(saved["average"])
         history, seconds = saved["history"], saved["seconds"]
         _say(f"{name}: resumed behind epoch {len(history)}")
 
@@ -140,12 +146,12 @@ def train(
                 freeze_batch_norm(cast(Any, network).backbone)
             batches = _batches(crops, params.batch_size, execution.workers, device)
             shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
-            row = _epoch(name, step, optimizer, shown, epoch, len(table), params)
+            row = _epoch(name, step, optimizer, average, shown, epoch, len(table), params)
             even_out_statistics(network)
             if len(val_samples):
-                row["val_loss"], row["val_accuracy"] = evaluate(
-                    network, val_samples, params, execution, device, objective.validation, read
-                )
+                how = params, execution, device, objective.validation, read
+                with average.in_place() if average else nullcontext():
+                    row["val_loss"], row["val_accuracy"] = evaluate(network, val_samples, *how)
             history.append(row)
             log(row)
             seconds += time.monotonic() - started
@@ -153,30 +159,20 @@ def train(
             with without_compiler():
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             done = {"inputs": inputs, "history": history, "seconds": seconds}
+            if average:
+                done["average"] = average.state()
             write_checkpoint(checkpoint, state | done)
+    if average:
+        average.write(average.values)
     write_json(curves / TIME, {"training_seconds": seconds})
     return Trained(history, seconds)
-
-
-@without_compiler()
-def _optimizer(network: Any, params: TrainingParams, device: torch.device) -> torch.optim.Optimizer:
-    groups = network.parameter_groups()
-    return torch.optim.SGD(
-        [
-            {"params": groups["backbone"], "factor": 1.0},
-            {"params": groups["head"], "factor": params.head_rate_factor},
-        ],
-        lr=params.rate,
-        momentum=params.momentum,
-        weight_decay=params.weight_decay,
-        fused=device.type == "cuda",
-    )
 
 
 def _epoch(
     name: str,
     step: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: RunningAverage | None,
     batches: Iterable[Batch],
     epoch: int,
     count: int,
@@ -193,10 +189,15 @@ def _epoch(
     # On the device until the epoch ends: to ask for a figure is to wait for it.
     total: Any = 0.0
     correct: Any = 0
-    steps = math.ceil(count / params.batch_size)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    last = math.ceil(count / params.batch_size) - 1
+    steps = last // params.accumulate + 1
     for batch, crops in enumerate(batches):
         images, labels, heads = crops
-        factor = rate_factor(epoch * steps + batch, params.epochs * steps, params)
+        number = batch // params.accumulate
+        factor = rate_factor(epoch * steps + number, params.epochs * steps, params)
+        # The last step of an epoch may be of fewer batches.
+        together = min(params.accumulate, last + 1 - number * params.accumulate)
         for group in optimizer.param_groups:
             group["lr"] = params.rate * group["factor"] * factor
         size = min(params.batch_size, count - batch * params.batch_size)
@@ -206,10 +207,15 @@ def _epoch(
         with fits_memory(f"{name}.batch_size", params.batch_size, params.input_size):
             with autocast(images.device):
                 loss, hit = step(images, labels, heads)
-            (loss * (share * processes())).backward()
-        with without_compiler():
-            optimizer.step()
-            optimizer.zero_grad()
+            (loss * (share * processes() / together)).backward()
+        if (batch + 1) % params.accumulate == 0 or batch == last:
+            if params.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, params.clip_norm)
+            with without_compiler():
+                optimizer.step()
+                optimizer.zero_grad()
+            if average:
+                average.update()
         if share:
             total += loss.detach().double() * len(labels)
             correct += hit.sum()

@@ -28,8 +28,42 @@ class TrainingParams(Params):
     )
     rate: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_rate_factor: float = Field(1.0, gt=0, description="rate of the linear layer over rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of stochastic gradient descent")
-    weight_decay: float = Field(5e-4, ge=0, description="of stochastic gradient descent")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd",
+        description="sgd: stochastic gradient descent, as in the paper; adamw: as transformers and "
+        "ConvNeXt want it, at rates a hundred times lower",
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; of adamw its first beta")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="of the optimizer; with adamw no bias and no norm decays"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="rate of a layer of the backbone over that of the layer behind it; pretrained "
+        "transformers want 0.65 to 0.9",
+    )
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of residual branches of the last block that a step leaves out; of those "
+        "before it fewer",
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="length that a step's gradient is cut to; null: it is not cut"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="batches whose gradients make a step, where memory holds few crops"
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share that the running average of the weights (EMA) keeps in a step, such as "
+        "0.999; the average is what is kept in the end; 0: there is none",
+    )
     schedule: Literal["step", "cosine"] = Field(
         "step", description="step: x0.1 every step_iterations; cosine: to zero at the end"
     )

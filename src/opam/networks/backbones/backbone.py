@@ -156,6 +156,25 @@ class Backbone(nn.Module):
         return channels
 
 
+def drop_paths(network: nn.Module, share: float, name: str) -> None:
+    """Let training leave out residual branches of the backbones of ``network``.
+
+    Args:
+        network: whose backbones get a body that does, with the weights that they have.
+        share: of branches of the last block, of those before it fewer; 0: nothing is changed.
+        name: of the parameters, for the error.
+
+    Raises:
+        OpamError: as `opam.networks.backbones.bodies.create_body`.
+    """
+    for module in network.modules():
+        if share and isinstance(module, Backbone):
+            weights = module.body.state_dict()
+            module.body = create_body(module.name, share, f"{name}.drop_path")
+            module.body.load_state_dict(weights)
+            module.stages = None
+
+
 def fold_batch_norm(network: nn.Module) -> None:
     """`folding.fold` for all backbones of ``network``, once."""
     for module in network.modules():

@@ -36,13 +36,28 @@ class Outline:
     tokens: bool
 
 
-def create_body(name: str) -> Any:
+def create_body(name: str, drop_path: float = 0.0, parameter: str = "drop_path") -> Any:
     """The timm model ``name`` without classifier, with random weights.
 
+    Args:
+        name: timm's.
+        drop_path: share of residual branches of the last block that training leaves out.
+        parameter: that says so, for the error.
+
     Raises:
-        OpamError: as `outline`.
+        OpamError: as `outline`; or there is no branch that could be left out.
     """
-    return timm.create_model(name, pretrained=False, num_classes=0, **outline(name).way)
+    way = outline(name).way
+    if not drop_path:
+        return timm.create_model(name, pretrained=False, num_classes=0, **way)
+    try:
+        way = way | {"drop_path_rate": drop_path}
+        body = timm.create_model(name, pretrained=False, num_classes=0, **way)
+        if any(type(module).__name__ == "DropPath" for module in body.modules()):
+            return body
+    except TypeError:  # the family does not know the argument
+        pass
+    raise OpamError(f"{parameter}: {name} has no branches that can be left out; set it to 0")
 
 
 @cache
