@@ -200,14 +200,6 @@ def use_environment(folder: Path) -> None:
         os.utime(folder / name, (0, 0))
 
 
-def train_little(path: Path) -> None:
-    """Params as they are, but for what a run costs."""
-    params, small = yaml.safe_load(path.read_text()), small_params()
-    for name in small.keys() - {"dataset", "prepare", "fusion"}:
-        params[name] = small[name]
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A fresh clone of the files as they are, beside the environment that runs this test."""
@@ -293,8 +285,6 @@ def test_from_class_folders_to_labelled_photographs(clone: Path, tmp_path: Path)
         draw(clone / f"photographs/{name}.png", colour, rng)
     shown = ""
     for line in [line for heading in OWN for line in first_block(heading)]:
-        if line.startswith("dvc exp run"):
-            train_little(clone / "params.yaml")
         shown += run(line.replace("/where/the/photographs/are", str(tmp_path / "mine")), clone)
     assert "Fusion weights" in shown
     labelled = pd.read_csv(clone / "results.csv")

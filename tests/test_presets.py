@@ -30,7 +30,10 @@ def test_they_are_the_promised_ones() -> None:
         "cub200-resnet50",
         "cub-small-cpu",
         "cub-small-gpu",
+        "convnext-tiny",
+        "dinov2-small",
         "frozen",
+        "swin-base-384",
         "imagefolder",
     }
 

@@ -221,9 +221,12 @@ def _check_baseline(
     method = {**baseline.method}
     if baseline.system == "bcnn":
         method["second_weights"] = "none"
-    backbone = Backbone((baseline.backbone or shared).name)
     settings = read_method(name, baseline.system, method, path)
-    create_system(baseline.system, backbone, 2, settings)
+    # AP-CNN runs its backbone to find stages; the others are built without memory.
+    device = "cpu" if baseline.system == "ap_cnn" else "meta"
+    with torch.device(device), without_compiler():
+        backbone = Backbone((baseline.backbone or shared).name)
+        create_system(baseline.system, backbone, 2, settings)
     for step in ("classifier_training", "training"):
         training = getattr(baseline, step)
         if training is not None:
