@@ -122,7 +122,7 @@ def test_fewer_groups_than_folds_are_fewer_folds_and_a_single_one_is_told() -> N
     labels, groups = np.array([0, 1] * 3), np.array(["a", "b"] * 3)
     assert len(search_weights(scores, labels, 3, 0.5, 0, "mean", groups).fold_weights) == 2
     assert len(search_weights(scores, labels, 2, 0.5, 0, "mean", groups).fold_weights) == 2
-    with pytest.raises(OpamError, match=r"fusion\.folds: the 6 val images are all of one group"):
+    with pytest.raises(OpamError, match=r"fusion\.folds: the 6 images are all of one group"):
         search_weights(scores, labels, 2, 0.5, 0, "mean", np.repeat("a", 6))
-    with pytest.raises(OpamError, match=r"fusion\.folds: 7 folds of 6 val images"):
+    with pytest.raises(OpamError, match=r"fusion\.folds: 7 folds of 6 images"):
         search_weights(scores, labels, 7, 0.5, 0, "mean", groups)

@@ -250,7 +250,7 @@ def test_the_stage_gives_the_weight_to_the_cluster_that_knows(rule: Rule, tmp_pa
         check=False,
     )
     assert done.returncode == 1
-    assert "the 40 val images are all of one group" in done.stderr
+    assert "the 40 images are all of one group" in done.stderr
     write_manifest(tmp_path, images, labels, images["image_id"])
     subprocess.run([PYTHON, str(ROOT / "stages/fuse.py")], cwd=tmp_path, check=True)
 
@@ -316,7 +316,7 @@ def test_classes_of_one_image_do_not_stop_the_search() -> None:
 
 def test_fewer_images_than_folds_are_refused() -> None:
     scores, labels = random_scores(4, 2, 0)
-    with pytest.raises(OpamError, match=r"fusion\.folds: 5 folds of 4 val images"):
+    with pytest.raises(OpamError, match=r"fusion\.folds: 5 folds of 4 images"):
         search_weights(scores, labels, 5, 0.1, 0, "mean")
 
 

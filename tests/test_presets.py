@@ -75,7 +75,7 @@ def test_a_preset_that_is_not_there_or_is_wrong_leaves_the_params_as_they_are(
     shutil.copytree(ROOT / "presets", "presets")
     Path("params.yaml").write_text("mine")
     for name, content, told in (
-        ("nothing", None, "presets/nothing.yaml: not found; there is cub-small-cpu"),
+        ("nothing", None, "presets/nothing.yaml: not found; there is convnext-tiny, cub-small-cpu"),
         ("broken", "a: [", "presets/broken.yaml: not valid YAML"),
         (
             "unknown",
