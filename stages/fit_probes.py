@@ -18,10 +18,9 @@ from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import read_json, read_table
 from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.params import read_params
-from opam.pipeline.resume import fingerprint, finish
+from opam.pipeline.resume import finish
 from opam.pipeline.stage import run
 
-RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
 OBJECTS = Path("data/objects.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
@@ -50,12 +49,6 @@ def main() -> None:
     prepare_device(execution)  # for the linear algebra; features may come from a cluster
     backbone = create_backbone(backbone_params).eval()
     weights = state_digest(backbone.body)
-    inputs = fingerprint(
-        *(RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, params, backbone_params),
-        seed=seed,
-        weights=weights,
-        execution=execution.same_bits(),
-    )
     read = Photographs(manifest, execution.decoded_gigabytes)
     for path, size, kinds in (
         (PROBES, params.input_size, of_objects),
@@ -64,7 +57,7 @@ def main() -> None:
 
         def features(rows: pd.DataFrame, kind: str, size: int = size) -> np.ndarray:
             how = size, params.views, seed, execution
-            return features_of(backbone, weights, rows, *how, f"probe {kind}", inputs, read)
+            return features_of(backbone, weights, rows, *how, f"probe {kind}", read)
 
         network = CamNetwork(backbone, classes, heads=0, rooted=1)
         if params.enabled:

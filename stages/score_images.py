@@ -110,7 +110,7 @@ def by_features(
     rows = rows[["image_id", "path", "sha256", "width", "height"]].reset_index(drop=True)
     rows[BOX] = np.vstack(boxes)
     views = 0 if of.mirrored else None
-    how = settings["input_size"], views, 0, of.execution, f"scores {name}", of.inputs, of.read
+    how = settings["input_size"], views, 0, of.execution, f"scores {name}", of.read
     features = features_of(network.backbone, state_digest(network.backbone.body), rows, *how)
     with torch.inference_mode():
         logits = network.cpu().head(torch.from_numpy(features))

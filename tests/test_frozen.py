@@ -120,7 +120,7 @@ def computed(
         return read_image(path)
 
     execution = ExecutionParams(device="cpu", threads=1, workers=0, batch_size=12)
-    how = size, views, 0, execution, "photographs", {"run": "1"}, read
+    how = size, views, 0, execution, "photographs", read
     found = features_of(backbone, "weights", rows, *how)
     shutil.rmtree(".resume")
     return found, seen

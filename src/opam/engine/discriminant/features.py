@@ -6,6 +6,7 @@ the same shape: so features are the same bytes whichever other photographs there
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,16 +16,15 @@ import pandas as pd
 import torch
 
 from opam.engine import crops, forward
+from opam.networks import cam_network
 from opam.networks.backbones import backbone as backbones
 from opam.networks.backbones.backbone import Backbone
-from opam.networks.cam_network import roots
 from opam.photographs.decoding import images
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.environment import installed_versions
 from opam.pipeline.pixels import find, keep
-from opam.pipeline.progress import progress
-from opam.pipeline.resume import Fingerprint, in_shards
+from opam.pipeline.resume import in_shards
 
 AREAS = (0.35, 1.4)
 """Area of a random view over that of its box."""
@@ -59,7 +59,6 @@ def features_of(
     seed: int,
     execution: ExecutionParams,
     name: str,
-    inputs: Fingerprint,
     read: crops.Read,
 ) -> np.ndarray:
     """Roots of mean features of all views of each row's box, float32 N x V x D.
@@ -75,12 +74,12 @@ def features_of(
         seed: of the views.
         execution: device, threads, workers, and the room for what is kept.
         name: of the boxes, for resuming and progress.
-        inputs: fingerprint of all that the features depend on.
         read: gives the photographs.
     """
     each = 1 if views is None else 2 + views
     size = forward.whole_groups(each, execution)
     photographs = size // each
+    pieces = math.ceil(len(rows) / photographs)
     version = _version(weights, input_size, each, execution)
     backbone.to(memory_format=torch.channels_last)
 
@@ -90,37 +89,34 @@ def features_of(
             own = rows.iloc[start * photographs : stop * photographs]
             found = _looked_up(own, version, seed, each)
             missing = [place for place, (_, _, known) in enumerate(found) if known is None]
-            computed = _computed(
-                backbone,
-                own["path"].iloc[missing].tolist(),
-                [found[place][1] for place in missing],
-                (input_size, size, each),
-                execution,
-                read,
-            )
-            ids = own["image_id"].to_numpy()
-            for piece in range(0, len(own), photographs):
-                table = []
-                for digest, _, known in found[piece : piece + photographs]:
-                    if known is None:
-                        known = next(computed)
-                        kept = np.ascontiguousarray(known).view(np.uint8)
-                        keep(
-                            version,
-                            digest,
-                            kept.reshape(*known.shape, 4),
-                            execution.decoded_gigabytes,
-                        )
-                    table.append(known.reshape(-1))
-                yield pd.DataFrame(
-                    {"image_id": ids[piece : piece + photographs], "features": table}
-                )
+            paths = own["path"].iloc[missing].tolist()
+            boxes = [found[place][1] for place in missing]
+            sizes = input_size, size, each
+            computed = _computed(backbone, paths, boxes, sizes, execution, name, read)
+            features = []
+            for image_id, (digest, _, known) in zip(own["image_id"], found, strict=True):
+                if known is None:
+                    known = np.ascontiguousarray(next(computed))
+                    kept = known.view(np.uint8).reshape(*known.shape, 4)
+                    keep(version, digest, kept, execution.decoded_gigabytes)
+                features.append({"image_id": image_id, "features": known.reshape(-1)})
+                if len(features) == photographs:
+                    yield pd.DataFrame(features)
+                    features = []
+            if features:
+                yield pd.DataFrame(features)
 
-    pieces = -(-len(rows) // photographs)
+    inputs = {"features": version, "boxes": f"{seed} {hash_of(rows)}"}
     shards = in_shards(work_on(name), inputs, "view_features", pieces, rows_from, execution)
-    shown = progress(shards, -(-pieces // execution.shard_size), f"features of {name}", "shards")
-    found = pd.concat(shown)["features"].to_list()
+    found = pd.concat(shards)["features"].to_list()
     return np.stack(found).reshape(len(rows), each, -1)
+
+
+def hash_of(rows: pd.DataFrame) -> str:
+    """Of photographs and boxes, in their order."""
+    own = rows[["image_id", "sha256", "width", "height", *BOX]]
+    hashed = pd.util.hash_pandas_object(own, index=False).to_numpy()
+    return hashlib.sha256(hashed.tobytes()).hexdigest()
 
 
 def work_on(name: str) -> str:
@@ -149,9 +145,12 @@ def _computed(
     boxes: list[np.ndarray],
     sizes: tuple[int, int, int],
     execution: ExecutionParams,
+    name: str,
     read: crops.Read,
 ) -> Iterator[np.ndarray]:
     """Features of each photograph's boxes, float32 V x D; ``sizes``: of crops, batches and V."""
+    if not paths:
+        return
     input_size, size, each = sizes
     mirrored = [view % 2 == 1 for view in range(each)]
     batches = crops.CropBatches(paths, boxes, input_size, size, mirrored, read=read)
@@ -160,9 +159,12 @@ def _computed(
         # The last batch is filled up, for its shape may decide on the last bits.
         full = torch.cat([batch, batch[-1:].expand(size - len(batch), -1, -1, -1)])
         full = full.contiguous(memory_format=torch.channels_last)
-        return (roots(backbone.feature_maps(full, None).mean((2, 3)))[: len(batch)].float(),)
+        return (
+            cam_network.roots(backbone.feature_maps(full, None).mean((2, 3)))[: len(batch)].float(),
+        )
 
-    for (found,) in forward.forward(backbone, pooled, batches, execution, "", shown=False):
+    how = execution, f"features of {name}"
+    for (found,) in forward.forward(backbone, pooled, batches, *how):
         yield from found.reshape(-1, each, found.shape[1])
 
 
@@ -176,6 +178,7 @@ def _computes() -> str:
     """Digest of the code that features depend on, and of the packages."""
     rooms = (Path(module.__file__ or "").parent for module in (backbones, images))
     files = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    files += [Path(module.__file__ or "") for module in (crops, forward)] + [Path(__file__)]
+    modules = crops, forward, cam_network
+    files += [Path(module.__file__ or "") for module in modules] + [Path(__file__)]
     code = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(code + repr(installed_versions()).encode()).hexdigest()
