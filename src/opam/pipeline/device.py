@@ -63,8 +63,9 @@ class ExecutionParams(Params):
     decoded_gigabytes: float = Field(
         20.0,
         ge=0,
-        description="disk space on this machine for the pixels of decoded photographs, in "
-        "$OPAM_CACHE or ~/.cache/opam; 0: nothing is added, they are decoded each time",
+        description="disk space on this machine for the pixels of decoded photographs and features "
+        "of discriminants, in $OPAM_CACHE or ~/.cache/opam; 0: nothing is added, they are made each "
+        "time",
     )
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"

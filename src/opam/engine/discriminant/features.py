@@ -159,9 +159,8 @@ def _computed(
         # The last batch is filled up, for its shape may decide on the last bits.
         full = torch.cat([batch, batch[-1:].expand(size - len(batch), -1, -1, -1)])
         full = full.contiguous(memory_format=torch.channels_last)
-        return (
-            cam_network.roots(backbone.feature_maps(full, None).mean((2, 3)))[: len(batch)].float(),
-        )
+        means = backbone.feature_maps(full, None).mean((2, 3))
+        return (cam_network.roots(means)[: len(batch)].float(),)
 
     how = execution, f"features of {name}"
     for (found,) in forward.forward(backbone, pooled, batches, *how):
