@@ -63,8 +63,8 @@ class ExecutionParams(Params):
     decoded_gigabytes: float = Field(
         20.0,
         ge=0,
-        description="disk space on this machine for the pixels of decoded photographs and features "
-        "of discriminants, in $OPAM_CACHE or ~/.cache/opam; 0: nothing is added, they are made each "
+        description="disk space on this machine for pixels of decoded photographs and features of "
+        "discriminants, in $OPAM_CACHE or ~/.cache/opam; 0: nothing is added, they are made each "
         "time",
     )
     deterministic: bool = Field(
