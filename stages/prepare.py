@@ -17,7 +17,7 @@ from opam.photographs.groups import grouped
 from opam.photographs.preparation import (
     PrepareParams,
     check_photographs,
-    classes_without_val,
+    classes_without,
     draw_test,
     keep_every_class,
     leave_out_bad,
@@ -113,8 +113,10 @@ def main() -> None:
         DATA / "photographs.json",
         {"sha256": photographs_digest(manifest), **counts},
     )
-    if ours == "val" and (lacking := classes_without_val(manifest)):
+    if ours == "val" and (lacking := classes_without("val", manifest)):
         print(f"without val, for want of a second group: {', '.join(lacking)}")
+    if lacking := classes_without("test", manifest):
+        print(f"without test, so nothing is measured of them: {', '.join(lacking)}")
     for line in summary(manifest, given, skipped):
         print(line)
     if usable < folds:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from opam.photographs.decoding.archive import names, open_archive, pack, read_file
+from opam.photographs.decoding.images import ignored
 from opam.pipeline.errors import OpamError
 
 
@@ -84,6 +85,19 @@ def test_what_cannot_be_packed_is_named(folder: Path, tmp_path: Path, kind: str)
     with pytest.raises(OpamError, match="odd: "):
         pack(folder, tmp_path / "raw.zip")
     assert not (tmp_path / "raw.zip").exists()
+
+
+def test_a_folder_of_hidden_files_alone_is_an_empty_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "wren").mkdir()
+    (folder / "wren/.DS_Store").write_bytes(b"x")
+    (folder / ".hidden/deep").mkdir(parents=True)
+    (folder / ".hidden/deep/a").write_bytes(b"x")
+    left_out = pack(folder, tmp_path / "a.zip", ignored)
+    assert left_out == [".hidden/deep/a", "wren/.DS_Store"]
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        names_in = archive.namelist()
+    assert "wren/" in names_in
+    assert not any(name.startswith(".") for name in names_in)
 
 
 def test_names_that_are_not_text_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from opam.photographs.datasets.synthetic_birds import draw_bird
 from opam.photographs.descriptors import DATE, EXIF, FRACTION, MAKE, MODEL, Descriptor, describe
 from opam.photographs.folds import validation_mask
 from opam.photographs.groups import grouped, joined
-from opam.photographs.preparation import classes_without_val, make_manifest
+from opam.photographs.preparation import classes_without, make_manifest
 from opam.pipeline.device import ExecutionParams
 
 
@@ -181,5 +181,5 @@ def test_a_class_of_one_group_has_no_val_and_is_named(bursts_of_second: int) -> 
     for name in ("gt_x0", "gt_y0", "gt_x1", "gt_y1"):
         images[name] = pd.array([None] * len(images), dtype="Int32")
     manifest, _ = make_manifest(images, 0.3, 0)
-    assert classes_without_val(manifest) == (["b"] if bursts_of_second == 1 else [])
+    assert classes_without("val", manifest) == (["b"] if bursts_of_second == 1 else [])
     assert manifest.groupby("group")["split"].nunique().max() == 1

@@ -115,6 +115,17 @@ def test_files_that_dvc_left_half_written_are_mended(tmp_path: Path, in_git: boo
     assert lock.read_text() == whole
 
 
+def test_both_sides_of_a_merge_are_left_to_people(tmp_path: Path) -> None:
+    folder = project(tmp_path / "merged")
+    lock = folder / "dvc.lock"
+    both = "<<<<<<< HEAD\nschema: '2.0'\n=======\nschema: '1.0'\n>>>>>>> other\n"
+    lock.write_text(both)
+    done = call(folder, PYTHON, "-m", "opam.app.mend")
+    assert done.returncode == 1
+    assert "dvc.lock: holds both sides of a merge; take one" in done.stderr
+    assert lock.read_text() == both
+
+
 @pytest.mark.parametrize("left", ["nothing", "a temporary file"])
 def test_a_run_cache_that_dvc_left_half_written_is_mended(tmp_path: Path, left: str) -> None:
     """DVC makes the folder, writes beside the entry, and moves it to its name."""

@@ -1,6 +1,7 @@
 """Photographs and weights outside the project: found, seen by DVC, or told how to be written."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from opam.pipeline.environment import installed_versions, tell_other_pins, tell_
 from opam.pipeline.errors import OpamError
 from opam.pipeline.outside import (
     PHOTOGRAPHS,
+    check_photographs,
     check_photographs_path,
     check_weights_path,
     given_photographs,
@@ -149,10 +151,50 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a system that the backbone cannot serve": (
         {"backbone.name": "vit_tiny_patch16_224", "colocalization.layer": None},
-        r"cannot be run in stages; take a network.*a ResNet",
+        r"baselines\.ap_cnn: .*cannot be run in stages; take a network.*a ResNet.*or remove "
+        r"baselines\.ap_cnn",
+    ),
+    "a backbone of a system that is not there": (
+        {"baselines.finetune.backbone": {"name": "nope", "weights": "none"}},
+        r"baselines\.finetune: backbone\.name: timm has no model 'nope'",
+    ),
+    "a crop larger than what it is cut from": (
+        {"training.input_size": 200},
+        r"filternet: resize is 108, less than input_size, 200; raise",
+    ),
+    "no part can fit": (
+        {"parts.min_iou": 0.6, "parts.max_iou": 0.5},
+        r"parts: max_iou is 0\.5, not above min_iou, 0\.6",
+    ),
+    "no box can be so large": (
+        {"proposals.min_side": 500},
+        r"proposals: min_side is 500, more than max_side, 200",
     ),
     "more clusters than parts": ({"alignment.clusters": 3}, r"parts\.n_parts"),
 }
+
+
+def test_what_dvc_cannot_read_is_told_before_it_looks(here: Path) -> None:
+    """It would stop with a raw error, or hang at a pipe."""
+    mine = here / "mine/wren"
+    mine.mkdir(parents=True)
+    (mine / "0.jpg").write_bytes(b"x")
+    (mine / "g\u00e4nse.jpg").write_bytes(b"x")
+    check_photographs("mine")
+    check_photographs("mine/wren/0.jpg")
+    with pytest.raises(OpamError, match=r"none is not there; correct it, or.*repro --pull"):
+        check_photographs("none")
+    for make, told in (
+        (lambda: os.mkfifo(mine / "pipe"), "pipe: is no file; remove"),
+        (lambda: (mine / "link").symlink_to("nothing"), "link: links to nothing; remove"),
+        (lambda: Path(os.fsdecode(bytes(mine / "") + b"/caf\xe9.jpg")).touch(), "not UTF-8 text"),
+    ):
+        make()
+        with pytest.raises(OpamError, match=told):
+            check_photographs("mine")
+        for path in [*mine.iterdir()]:
+            if path.name not in ("0.jpg", "g\u00e4nse.jpg"):
+                path.unlink()
 
 
 @pytest.mark.parametrize("name", WRONG)

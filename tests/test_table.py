@@ -57,6 +57,25 @@ EXPECTED = [
 ]
 
 
+def test_a_photograph_that_may_be_meant_is_named_only_where_there_is_one(tmp_path: Path) -> None:
+    """Else a wrong label would be advised: names repeat from class to class."""
+    for name in ("finch/0.jpg", "tit/0.jpg", "tit/1.jpg", "finch/7.jpg", "tit/7.png"):
+        photograph(tmp_path / "set" / name)
+    for row, told in (
+        ("finch/0.JPG", "but there is 'finch/0.jpg'"),
+        ("FINCH/0.JPG", "but there is 'finch/0.jpg'"),
+        ("1.jpg", "but there is 'tit/1.jpg'"),
+        ("0.jpg", None),
+        ("wren/7.jpg", None),
+    ):
+        (tmp_path / "set/birds.csv").write_text(table_of((row, "x", "train")))
+        with pytest.raises(OpamError) as caught:
+            listed(tmp_path / "set", tmp_path)
+        assert "no photograph" in str(caught.value)
+        assert (told or "but there is") in str(caught.value) or told is None
+        assert told is not None or "but there is" not in str(caught.value)
+
+
 @pytest.mark.parametrize("by", [",", ";", "\t"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("form", ["folder", "its parent", "zip"])

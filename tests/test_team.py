@@ -191,6 +191,28 @@ def test_a_fresh_clone_restores_everything_and_runs_nothing(team: Team, tmp_path
     assert git(b, "status", "--short") == ""
 
 
+def test_what_nobody_ran_is_named_and_is_no_error(team: Team, tmp_path: Path) -> None:
+    """As after `make repro`, which leaves the other systems to `make repro-all`."""
+    b = team.clone(tmp_path / "b")
+    lock = yaml.safe_load((b / "dvc.lock").read_text())
+    others = [name for name in STAGES if name.startswith("train_baseline@")]
+    for name in [*others, "compare", "report"]:
+        del lock["stages"][name]
+    (b / "dvc.lock").write_text(yaml.safe_dump(lock))
+    done = restore(b)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"not run so far by anybody: compare, report, {', '.join(sorted(others))}" in done.stdout
+    assert "It won't be created" not in done.stderr
+    assert (b / "data/metrics.json").exists()
+    assert not (b / "data/report").exists()
+    # What something else was made with is missing for all that.
+    del lock["stages"]["prepare"]
+    (b / "dvc.lock").write_text(yaml.safe_dump(lock))
+    done = restore(b)
+    assert done.returncode == 1
+    assert 'data/manifest.parquet: not in dvc.lock; run "dvc repro prepare"' in done.stdout
+
+
 def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> None:
     colleague = team.clone(tmp_path / "colleague")
     restore(colleague)

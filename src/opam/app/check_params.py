@@ -35,7 +35,11 @@ from opam.pipeline.device import ExecutionParams
 from opam.pipeline.environment import ENVIRONMENT
 from opam.pipeline.errors import OpamError, run
 from opam.pipeline.libraries import without_compiler
-from opam.pipeline.outside import check_photographs_path, check_weights_path
+from opam.pipeline.outside import (
+    check_photographs,
+    check_photographs_path,
+    check_weights_path,
+)
 from opam.pipeline.params import NETWORKS, SECTIONS, params_path, read_yaml, section_of
 from opam.systems.baselines import BaselineParams
 from opam.systems.systems import create_system, read_method
@@ -198,7 +202,15 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
                     _check_drop_path(name, params[network].drop_path, network)
         for name, baseline in params["baselines"].items():
             with attempt():
-                _check_baseline(name, baseline, params["backbone"], path)
+                try:
+                    _check_baseline(name, baseline, params["backbone"], path)
+                except OpamError as error:
+                    own = f"baselines.{name}"
+                    if str(error).startswith(own):
+                        raise
+                    raise OpamError(
+                        f"{own}: {error}; or give it a backbone of its own, or remove {own}"
+                    ) from None
 
 
 def _check_drop_path(backbone: str, share: float, section: str) -> None:
@@ -237,8 +249,10 @@ def _check_baseline(
 
 
 def main() -> None:
-    """Check the file named on the command line, or the project's."""
-    check(Path(sys.argv[1]) if len(sys.argv) > 1 else params_path())
+    """Check the file named on the command line, or the project's and the photographs it names."""
+    params = check(Path(sys.argv[1]) if len(sys.argv) > 1 else params_path())
+    if len(sys.argv) == 1:  # DVC reads them before any stage runs, and says little
+        check_photographs(params["dataset"].path)
 
 
 if __name__ == "__main__":

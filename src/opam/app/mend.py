@@ -21,7 +21,7 @@ from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 from opam.pipeline.artifacts import atomic
-from opam.pipeline.errors import run
+from opam.pipeline.errors import OpamError, run
 
 LOCK = Path("dvc.lock")
 RUNNING = Path(".dvc/tmp/rwlock")
@@ -70,8 +70,18 @@ def run_cache() -> Path | None:
         return None
 
 
+def check_merged() -> None:
+    """Raise `OpamError` where git's merge has left both sides in dvc.lock: none is thrown away."""
+    if LOCK.is_file() and re.search(rb"(?m)^<<<<<<< ", LOCK.read_bytes()):
+        raise OpamError(
+            f"{LOCK}: holds both sides of a merge; take one, `git checkout --ours {LOCK}` or "
+            "--theirs, then `dvc repro` runs what differs, or takes it from the run cache"
+        )
+
+
 def main() -> None:
     """Put back or remove what is half-written, and say so."""
+    check_merged()
     if not is_whole(LOCK, lambda text: COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text))):
         content = committed()
         if content is None:

@@ -6,6 +6,8 @@ is asked first what it has, so that one lost object costs one artifact. No stage
 Run: ``python -m opam.app.restore``.
 """
 
+from typing import Any
+
 from dvc.config import NoRemoteError
 from dvc.exceptions import DownloadError, DvcException
 from dvc.output import Output
@@ -48,14 +50,14 @@ def is_whole(artifact: Output, stores: list[HashFileDB]) -> bool:
     return all(any(store.exists(each.value) for store in stores) for each in hashes)
 
 
-def check_out(repo: Repo) -> None:
-    """Put what the local cache has into the workspace.
+def check_out(repo: Repo, artifacts: list[Output]) -> None:
+    """Put what the local cache has of ``artifacts`` into the workspace.
 
     Raises:
         OpamError: a file in the workspace would be lost, for the cache does not have it.
     """
     try:
-        repo.checkout(allow_missing=True)
+        repo.checkout([str(each) for each in artifacts], allow_missing=True)
     except DvcException as error:
         raise OpamError(f"dvc checkout: {one_line(error)}") from error
 
@@ -64,7 +66,7 @@ def restore(repo: Repo) -> list[Output]:
     """Put every artifact that the remote or the local cache has in its place.
 
     Returns:
-        The artifacts that neither has.
+        The artifacts that neither has, but for those of `not_run`.
 
     Raises:
         OpamError: there is nothing to restore, or no remote to restore from.
@@ -84,9 +86,30 @@ def restore(repo: Repo) -> list[Output]:
     except DownloadError as error:
         raise OpamError(f"{error}, for the reasons above; `make pull` tries again") from error
     finally:  # what arrived before a failure is kept
-        check_out(repo)
-    print(f"{len(whole)} of {len(artifacts)} artifacts are in place")
-    return missing
+        check_out(repo, [each for each in artifacts if each.hash_info])
+    never = not_run(repo)
+    wanted = [each for each in artifacts if each.stage.addressing not in never]
+    print(f"{len(whole)} of {len(wanted)} artifacts are in place")
+    if never:
+        print(f"not run so far by anybody: {', '.join(sorted(never))}")
+    return [each for each in missing if each in wanted]
+
+
+def not_run(repo: Repo) -> set[str]:
+    """Stages that dvc.lock knows nothing of, and that nothing it knows was made with.
+
+    Such as other systems, which `make repro` leaves to `make repro-all`.
+    """
+    made_with: Any = repo.index.graph  # a stage's successors are those whose artifacts it reads
+    known = {stage for stage in repo.index.stages if any(out.hash_info for out in stage.outs)}
+    wanted: set[Any] = set()
+    waiting: list[Any] = [*known]
+    while waiting:
+        stage = waiting.pop()
+        if stage not in wanted:
+            wanted.add(stage)
+            waiting += made_with.successors(stage)
+    return {each.addressing for each in repo.index.stages if each.outs and each not in wanted}
 
 
 def main() -> None:

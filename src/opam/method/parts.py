@@ -30,7 +30,7 @@ from itertools import combinations
 
 import cv2
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from opam.pipeline.params import Params
 
@@ -63,6 +63,15 @@ class PartParams(Params):
         description="parts are chosen together, by Delta_part; false: each by its saliency alone, "
         "to see what that is worth",
     )
+
+    @model_validator(mode="after")
+    def _some_fit(self) -> "PartParams":
+        if self.max_iou <= self.min_iou:
+            raise ValueError(
+                f"max_iou is {self.max_iou}, not above min_iou, {self.min_iou}; no part could be "
+                "between them"
+            )
+        return self
 
 
 @dataclass(frozen=True)

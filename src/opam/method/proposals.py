@@ -16,7 +16,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import Params
@@ -36,6 +36,15 @@ class ProposalParams(Params):
     )
     min_side: int = Field(20, ge=1, description="least side of a box, pixels of the searched image")
     max_boxes: int = Field(1000, ge=1, description="at most so many boxes a photograph")
+
+    @model_validator(mode="after")
+    def _some_fit(self) -> "ProposalParams":
+        if self.min_side > self.max_side:
+            raise ValueError(
+                f"min_side is {self.min_side}, more than max_side, {self.max_side}; no box could "
+                "be so large"
+            )
+        return self
 
 
 ENGINES = ("opencv", "selectivesearch")

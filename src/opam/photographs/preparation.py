@@ -165,6 +165,8 @@ def make_manifest(
             raise OpamError(f"class '{name}': no training image; add one or remove the class")
     given_val = bool((images["split"] == "val").any())
     if not (images["split"] == "test").any():
+        if images["class_name"].value_counts().max() < 2:
+            raise OpamError("dataset: no class has two photographs; add some, for test and val")
         instead = ", or name the val split test: val is then drawn from train" if given_val else ""
         if "group" in images and (images.groupby("class_name")["group"].nunique() == 1).all():
             raise OpamError(_all_of_one_group("the images", "test"))
@@ -285,10 +287,10 @@ def _all_of_one_group(which: str, split: str) -> str:
     )
 
 
-def classes_without_val(manifest: pd.DataFrame) -> list[str]:
-    """Names of the classes that have photographs for training and none for val."""
-    names = {split: set(own["class_name"]) for split, own in manifest.groupby("split")}
-    return sorted(names["train"] - names["val"])
+def classes_without(split: str, manifest: pd.DataFrame) -> list[str]:
+    """Names of the classes that have photographs for training and none in a split."""
+    names = {name: set(own["class_name"]) for name, own in manifest.groupby("split")}
+    return sorted(names["train"] - names.get(split, set()))
 
 
 def photographs_digest(manifest: pd.DataFrame) -> str:

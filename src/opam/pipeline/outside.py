@@ -6,6 +6,7 @@ takes a path as it is written, from the project's top folder, and stops with lit
 nothing is there. So this is looked at first.
 """
 
+import os
 from pathlib import Path
 
 import yaml
@@ -64,6 +65,42 @@ def check_photographs_path(path: str, made: Path) -> None:
         )
     if not Path(path).exists() and not (made.exists() and path in _made_from()):
         raise OpamError(f"dataset.path: {path} is not there; correct it")
+
+
+def check_photographs(path: str) -> None:
+    """Look for what DVC cannot read in the folder or archive of ``dataset.path``.
+
+    Raises:
+        OpamError: it is not there; or it holds names that are no text, links to nothing, pipes, or
+            what may not be read.
+    """
+    if not Path(path).exists():
+        raise OpamError(
+            f"dataset.path: {path} is not there; correct it, or, where a colleague ran it, "
+            "`dvc repro --pull` takes what it became from the team's remote"
+        )
+
+    def unreadable(error: OSError) -> None:
+        raise OpamError(f"{error.filename}: cannot be read ({error.strerror}); correct it")
+
+    if Path(path).is_file():
+        return
+    for folder, _, names in os.walk(path, onerror=unreadable, followlinks=True):
+        for name in names:
+            at = os.path.join(folder, name)
+            if not name.isprintable() and not _is_text(name):
+                raise OpamError(f"{at!a}: its name is not UTF-8 text; rename it")
+            if not os.path.isfile(at):
+                what = "links to nothing" if os.path.islink(at) else "is no file"
+                raise OpamError(f"{at}: {what}; remove or restore it")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _made_from() -> set[str]:

@@ -165,6 +165,8 @@ def _lines(section: str, error: ValidationError, content: Any) -> list[str]:
             lines.append(f"unknown parameter '{name}'; remove it or correct its spelling")
         elif problem["type"] == "missing":
             lines.append(f"parameter '{name}' is missing; add it")
+        elif isinstance(problem["input"], dict) and problem["type"] == "value_error":
+            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(

@@ -89,7 +89,10 @@ class TrainingParams(Params):
     @model_validator(mode="after")
     def _crop_fits(self) -> "TrainingParams":
         if self.resize < self.input_size:
-            raise ValueError("resize must be at least input_size")
+            raise ValueError(
+                f"resize is {self.resize}, less than input_size, {self.input_size}; raise the one, "
+                "or lower the other"
+            )
         return self
 
 

@@ -257,7 +257,7 @@ def _found_box(table: object, normal: dict[str, str]) -> list[str] | None:
 def _image_ids(cells: pd.Series, found: Mapping[str, object], problems: list[str]) -> list[str]:
     image_ids = []
     first: dict[str, str] = {}
-    by_stem: dict[str, str] = {}
+    by_stem: dict[str, list[str]] = {}
     for place, cell in cells.items():
         text = nfc(cell).replace("\\", "/")
         parts = PurePosixPath(text).parts
@@ -269,14 +269,25 @@ def _image_ids(cells: pd.Series, found: Mapping[str, object], problems: list[str
             problems.append(f"{place}: '{cell}' leads out of the table's folder")
         elif name not in found:
             if not by_stem:
-                by_stem |= {PurePosixPath(each).stem: each for each in found}
-            like = by_stem.get(PurePosixPath(name).stem) or by_stem.get(PurePosixPath(name).name)
+                for each in found:
+                    by_stem.setdefault(PurePosixPath(each).stem.lower(), []).append(each)
+            like = _like(PurePosixPath(name), by_stem)
             problems.append(
                 f"{place}: no photograph '{cell}'" + (f", but there is '{like}'" if like else "")
             )
         elif first.setdefault(name, str(place)) != place:
             problems.append(f"{place}: '{cell}' is listed in {first[name]} already")
     return image_ids
+
+
+def _like(name: PurePosixPath, by_stem: Mapping[str, list[str]]) -> str | None:
+    """The one photograph that may be meant: of the same folder, or else the only one so called."""
+    stems = dict.fromkeys((name.stem.lower(), name.name.lower()))
+    called = [each for stem in stems for each in by_stem.get(stem, [])]
+    own = str(name.parent).lower()
+    beside = [each for each in called if str(PurePosixPath(each).parent).lower() == own]
+    likely = beside or called
+    return likely[0] if len(likely) == 1 else None
 
 
 def _splits(cells: pd.Series, problems: list[str]) -> list[str | None]:

@@ -58,6 +58,12 @@ def pack(
                 "rename or remove one"
             )
         files[name] = path
+    # A folder of which all is left out is empty, and is seen to be.
+    holding = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    for path in _files(folder, inside) if left_out else ():
+        within = PurePosixPath(nfc(path.parent.relative_to(folder).as_posix()))
+        if str(within) not in holding and not ignored(within):
+            files[str(within)] = path.parent
     with atomic(archive) as temporary, zipfile.ZipFile(temporary, "w") as to:
         for name in progress(sorted(files), len(files), "packing the data set", "files"):
             try:
