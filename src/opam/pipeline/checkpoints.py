@@ -1,6 +1,7 @@
 """A training's state after each epoch, so that one that was killed goes on and ends alike."""
 
 import io
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,5 +34,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values; ``content["inputs"]`` is the fingerprint to agree with."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    buffer.seek(0)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        # Not through the buffer's memory, which a full disk would leave lent out.
+        shutil.copyfileobj(buffer, file)
