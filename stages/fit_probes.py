@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 
 from opam.engine.discriminant.features import features_of, work_on
-from opam.engine.discriminant.fitting import NAMED, ProbeParams, by_cluster, fit_network
+from opam.engine.discriminant.fitting import (
+    NAMED,
+    ProbeParams,
+    by_cluster,
+    fit_network,
+    whole_photographs,
+)
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import CamNetwork, write_network
@@ -40,7 +46,7 @@ def main() -> None:
     classes = manifest["label"].nunique()
 
     named = training[NAMED]
-    whole = named.assign(x0=0, y0=0, x1=named["width"], y1=named["height"])
+    whole = whole_photographs(training)
     objects = named.merge(read_table(OBJECTS, "objects"))
     parts = named.merge(read_table(ALIGNED_PARTS, "aligned_parts"))
     of_objects = {"photographs": whole, "objects": objects}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from opam.engine.discriminant.features import features_of, work_on
-from opam.engine.discriminant.fitting import NAMED, by_cluster, fit_network
+from opam.engine.discriminant.fitting import NAMED, by_cluster, fit_network, whole_photographs
 from opam.engine.training.params import network_params
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
@@ -43,7 +43,7 @@ def begun_with(name: str) -> tuple[Backbone, str]:
 def boxes_of(name: str, training: pd.DataFrame, params: Any) -> dict[str, pd.DataFrame]:
     """The boxes of each linear layer, with what the manifest says of their photographs."""
     named = training[NAMED]
-    whole = named.assign(x0=0, y0=0, x1=named["width"], y1=named["height"])
+    whole = whole_photographs(training)
     if name == "filternet":
         return {"photographs": whole}
     if name == "classnet":

@@ -4,7 +4,7 @@ Run by itself: ``python stages/score_images.py``.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +52,29 @@ class Scored:
     read: Photographs
 
 
-def score(name: str, boxes: list[np.ndarray], heads: list[np.ndarray], of: Scored) -> np.ndarray:
+@dataclass(frozen=True)
+class Asked:
+    """A network by its name, and of each photograph the crops it is asked, and by which head."""
+
+    name: str
+    boxes: list[np.ndarray]
+    heads: list[np.ndarray]
+
+
+def score(asked: Asked, of: Scored) -> np.ndarray:
     """Probabilities by a network, float heads x N x C: by the crops of each head, their mean."""
-    path = MODELS / f"{name}.safetensors"
-    network, settings = read_network(path)
+    network, settings = read_network(MODELS / f"{asked.name}.safetensors")
     if not network.heads:
-        return np.empty((0, len(boxes), network.classes))
+        return np.empty((0, len(asked.boxes), network.classes))
     by = by_features if network.rooted else by_crops
-    inputs = fingerprint(of.inputs, path)
-    crops = by(name, network, settings, boxes, heads, replace(of, inputs=inputs))
-    return by_cluster(crops, heads, network.heads)
+    return by_cluster(by(asked, network, settings, of), asked.heads, network.heads)
 
 
-def by_crops(
-    name: str,
-    network: CamNetwork,
-    settings: dict[str, Any],
-    boxes: list[np.ndarray],
-    heads: list[np.ndarray],
-    of: Scored,
-) -> np.ndarray:
+def by_crops(asked: Asked, network: CamNetwork, settings: dict[str, Any], of: Scored) -> np.ndarray:
     """Probabilities of each crop by its head, float32 crops x C."""
     batches = CropBatches(
         of.images["path"].tolist(),
-        boxes,
+        asked.boxes,
         settings["input_size"],
         of.execution.batch_size,
         fraction=settings["input_size"] / settings["resize"],
@@ -84,39 +83,35 @@ def by_crops(
     image_ids = of.images["image_id"].to_numpy()
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
-        how = of.execution, f"scoring by {name}", first, of.mirrored
+        how = of.execution, f"scoring by {asked.name}", first, of.mirrored
         scores = score_crops(network, batches, *how)
         for batch, probabilities in enumerate(scores, start=first):
             photograph, crop = batches.rows(batch)
-            head = [heads[i][k] for i, k in zip(photograph, crop, strict=True)]
+            head = [asked.heads[i][k] for i, k in zip(photograph, crop, strict=True)]
             own = probabilities[np.arange(len(head)), head]
             yield pd.DataFrame({"image_id": image_ids[photograph], "probabilities": list(own)})
 
+    inputs = fingerprint(of.inputs, MODELS / f"{asked.name}.safetensors")
     how = len(batches), rows_from, of.execution
-    crops = pd.concat(in_shards(f"scores_{name}", of.inputs, "crop_scores", *how))
+    crops = pd.concat(in_shards(f"scores_{asked.name}", inputs, "crop_scores", *how))
     return np.stack(crops["probabilities"].to_list())
 
 
 def by_features(
-    name: str,
-    network: CamNetwork,
-    settings: dict[str, Any],
-    boxes: list[np.ndarray],
-    heads: list[np.ndarray],
-    of: Scored,
+    asked: Asked, network: CamNetwork, settings: dict[str, Any], of: Scored
 ) -> np.ndarray:
     """As `by_crops`, from features that are kept: of what was seen before nothing is computed."""
-    rows = of.images.loc[of.images.index.repeat([*map(len, boxes)])]
+    rows = of.images.loc[of.images.index.repeat([*map(len, asked.boxes)])]
     rows = rows[["image_id", "path", "sha256", "width", "height"]].reset_index(drop=True)
-    rows[BOX] = np.vstack(boxes)
+    rows[BOX] = np.vstack(asked.boxes)
     views = 0 if of.mirrored else None
-    how = settings["input_size"], views, 0, of.execution, f"scores {name}", of.read
+    how = settings["input_size"], views, 0, of.execution, f"scores {asked.name}", of.read
     features = features_of(network.backbone, state_digest(network.backbone.body), rows, *how)
     with torch.inference_mode():
         logits = network.cpu().head(torch.from_numpy(features))
     by_head = logits.view(*features.shape[:2], network.heads, network.classes)
     probabilities = by_head.softmax(3).mean(1).numpy()
-    return probabilities[np.arange(len(rows)), np.concatenate(heads)]
+    return probabilities[np.arange(len(rows)), np.concatenate(asked.heads)]
 
 
 def out_of_fold(name: str, heads: int, training: pd.DataFrame) -> list[pd.DataFrame]:
@@ -157,7 +152,7 @@ def main() -> None:
     def tables_of(
         name: str, boxes: list[np.ndarray], heads: list[np.ndarray]
     ) -> list[pd.DataFrame]:
-        own = score(name, boxes, heads, of)
+        own = score(Asked(name, boxes, heads), of)
         held_out = out_of_fold(name, len(own), training)
         tables = [unseen.assign(probabilities=list(each.astype(np.float32))) for each in own]
         return [pd.concat(both) for both in zip(held_out, tables, strict=True)]
@@ -172,8 +167,8 @@ def main() -> None:
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
 
     both = [np.vstack(boxes) for boxes in zip(whole, object_boxes, strict=True)]
-    by_probes = score("probes", both, [np.arange(2)] * len(ids), of)
-    by_part_probes = score("part_probes", part_boxes, clusters, of)
+    by_probes = score(Asked("probes", both, [np.arange(2)] * len(ids)), of)
+    by_part_probes = score(Asked("part_probes", part_boxes, clusters), of)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [SCHEMAS["probe_scores"].empty_table().to_pandas()]
     # Without probes there is no table but this.

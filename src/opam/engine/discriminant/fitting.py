@@ -36,6 +36,12 @@ class ProbeParams(Params):
     )
 
 
+def whole_photographs(manifest: pd.DataFrame) -> pd.DataFrame:
+    """`NAMED` of photographs, and the box of all that each shows."""
+    named = manifest[NAMED]
+    return named.assign(x0=0, y0=0, x1=named["width"], y1=named["height"])
+
+
 def by_cluster(parts: pd.DataFrame, clusters: int) -> dict[str, pd.DataFrame]:
     """The rows of each cluster, by a name; one that no part went to gets those of all parts."""
     found = {}

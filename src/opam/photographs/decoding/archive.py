@@ -47,10 +47,12 @@ def pack(
     inside = folder.resolve()
     files: dict[str, Path] = {}
     left_out = []
+    beside = {}
     for path in _files(folder, inside):
         name = nfc(path.relative_to(folder).as_posix())
         if ignored(PurePosixPath(name)):
             left_out += [name] if path.is_file() else []
+            beside[PurePosixPath(name).parent] = path.parent
             continue
         if name in files:
             raise OpamError(
@@ -59,11 +61,10 @@ def pack(
             )
         files[name] = path
     # A folder of which all is left out is empty, and is seen to be.
-    holding = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    for path in _files(folder, inside) if left_out else ():
-        within = PurePosixPath(nfc(path.parent.relative_to(folder).as_posix()))
+    holding = {"."} | {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    for within, at in beside.items():
         if str(within) not in holding and not ignored(within):
-            files[str(within)] = path.parent
+            files[str(within)] = at
     with atomic(archive) as temporary, zipfile.ZipFile(temporary, "w") as to:
         for name in progress(sorted(files), len(files), "packing the data set", "files"):
             try:
