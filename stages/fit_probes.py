@@ -4,6 +4,7 @@ One for whole photographs, one for objects, one for each cluster of parts: they 
 networks that are trained. Run by itself: ``python stages/fit_probes.py``.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def main() -> None:
     of_objects = {"photographs": whole, "objects": objects}
     of_parts = by_cluster(parts, read_json(NEURON_CLUSTERS)["clusters"])
 
-    prepare_device(execution)  # for the linear algebra; features may come from a cluster
+    device = prepare_device(execution)
     backbone = create_backbone(backbone_params).eval()
     weights = state_digest(backbone.body)
     read = Photographs(manifest, execution.decoded_gigabytes)
@@ -61,13 +62,13 @@ def main() -> None:
         (PART_PROBES, params.part_size, of_parts),
     ):
 
-        def features(rows: pd.DataFrame, kind: str, size: int = size) -> np.ndarray:
+        def features(rows: pd.DataFrame, kind: str, size: int = size) -> Iterator[np.ndarray]:
             how = size, params.views, seed, execution
             return features_of(backbone, weights, rows, *how, f"probe {kind}", read)
 
         network = CamNetwork(backbone, classes, heads=0, rooted=1)
         if params.enabled:
-            network, _ = fit_network(backbone, kinds, features, classes, seed)
+            network, _ = fit_network(backbone, kinds, features, classes, seed, device)
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_network(path, network, settings)
     for kind in (*of_objects, *of_parts):

@@ -7,6 +7,7 @@ NAME``; NAME is filternet, classnet, objectnet or partnet.
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,18 @@ def main() -> None:
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     training = manifest[manifest["split"] == "train"]
-    prepare_device(execution)  # for the linear algebra; features may come from a cluster
+    device = prepare_device(execution)
     backbone, called = begun_with(name)
     weights = state_digest(backbone.body)
     kinds = boxes_of(name, training, params)
     read = Photographs(manifest, execution.decoded_gigabytes)
 
-    def features(rows: pd.DataFrame, kind: str) -> np.ndarray:
+    def features(rows: pd.DataFrame, kind: str) -> Iterator[np.ndarray]:
         how = params.input_size, params.views, seed, execution
         return features_of(backbone, weights, rows, *how, f"{name} {kind}", read)
 
     classes = manifest["label"].nunique()
-    network, discriminants = fit_network(backbone, kinds, features, classes, seed)
+    network, discriminants = fit_network(backbone, kinds, features, classes, seed, device)
     settings = {"backbone": called, "input_size": params.input_size, "resize": params.input_size}
     held_out = [
         rows.assign(head=head, probabilities=list(found.held_out))[found.known]

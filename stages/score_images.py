@@ -107,11 +107,13 @@ def by_features(
     views = 0 if of.mirrored else None
     how = settings["input_size"], views, 0, of.execution, f"scores {asked.name}", of.read
     features = features_of(network.backbone, state_digest(network.backbone.body), rows, *how)
+    by_head = []
     with torch.inference_mode():
-        logits = network.cpu().head(torch.from_numpy(features))
-    by_head = logits.view(*features.shape[:2], network.heads, network.classes)
-    probabilities = by_head.softmax(3).mean(1).numpy()
-    return probabilities[np.arange(len(rows)), np.concatenate(asked.heads)]
+        for block in features:
+            logits = network.head(torch.from_numpy(block))
+            logits = logits.view(*block.shape[:2], network.heads, network.classes)
+            by_head.append(logits.softmax(3).mean(1).numpy())
+    return np.concatenate(by_head)[np.arange(len(rows)), np.concatenate(asked.heads)]
 
 
 def out_of_fold(name: str, heads: int, training: pd.DataFrame) -> list[pd.DataFrame]:

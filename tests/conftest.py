@@ -20,10 +20,14 @@ WARM = pytest.StashKey[Warm]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the Python that stages and DVC are run with, once for all workers."""
+    """Start the Python that stages and DVC are run with, once for all workers.
+
+    What they keep of photographs lies beside it: neither taken from nor left to whoever tests.
+    """
     if not hasattr(config, "workerinput") and not config.option.collectonly:
         config.stash[WARM] = Warm()
         os.environ["WARM_PYTHON"] = str(config.stash[WARM].folder / "python")
+        os.environ["OPAM_CACHE"] = str(config.stash[WARM].folder / "kept")
 
 
 SLOWEST = (

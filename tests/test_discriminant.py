@@ -1,17 +1,25 @@
 """Linear probes: discriminant analysis against scikit-learn's, and what they are shown."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from opam.engine.discriminant.analysis import SCALES, Discriminant, fit_discriminant
+from opam.engine.discriminant.analysis import SCALES, Discriminant, Features, fit_discriminant
 from opam.engine.discriminant.features import AREAS, ASPECT, random_views
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.backbones.weights import write_weights
 from opam.networks.cam_network import CamNetwork, read_network, write_network
 from opam.pipeline.errors import OpamError
+
+
+def given(features: np.ndarray) -> Features:
+    """All of them in one piece."""
+    return lambda: [features]
 
 
 def drawn(
@@ -30,7 +38,7 @@ def drawn(
 @pytest.mark.parametrize("classes", [2, 5])
 def test_it_is_linear_discriminant_analysis(classes: int) -> None:
     features, labels = drawn(20, classes)
-    probe = fit_discriminant(features, labels, classes, seed=0)
+    probe = fit_discriminant(given(features), labels, classes, seed=0)
     flat = features.reshape(-1, features.shape[2]).astype(np.float64)
     centre, spread = flat.mean(0), flat.std(0)
     literal = LinearDiscriminantAnalysis(
@@ -49,7 +57,7 @@ def test_it_is_linear_discriminant_analysis(classes: int) -> None:
 
 def test_its_accuracy_is_that_on_photographs_it_has_not_seen() -> None:
     features, labels = drawn(12, 4)
-    probe = fit_discriminant(features, labels, 4, seed=0)
+    probe = fit_discriminant(given(features), labels, 4, seed=0)
     fresh, theirs = drawn(500, 4, seed=1)
     logits = fresh[:, 0] @ probe.weights.T + probe.bias
     accuracy = (logits.argmax(1) == theirs).mean()
@@ -62,7 +70,7 @@ def test_its_accuracy_is_that_on_photographs_it_has_not_seen() -> None:
     }
     assert min(losses, key=losses.__getitem__) in (0.5, 1.0, 2.0)
     shuffled = np.random.default_rng(3).permutation(labels)
-    assert fit_discriminant(features, shuffled, 4, seed=0).accuracy < 0.5
+    assert fit_discriminant(given(features), shuffled, 4, seed=0).accuracy < 0.5
 
 
 def same(one: Discriminant, other: Discriminant) -> bool:
@@ -72,18 +80,88 @@ def same(one: Discriminant, other: Discriminant) -> bool:
 def test_the_same_seed_gives_the_same_layer() -> None:
     features, labels = drawn(8, 3)
     assert same(
-        fit_discriminant(features, labels, 3, seed=4), fit_discriminant(features, labels, 3, seed=4)
+        fit_discriminant(given(features), labels, 3, seed=4),
+        fit_discriminant(given(features), labels, 3, seed=4),
     )
+
+
+def test_photographs_may_come_in_any_pieces() -> None:
+    features, labels = drawn(30, 3)
+    whole = fit_discriminant(given(features), labels, 3, seed=0)
+    pieces = fit_discriminant(
+        lambda: [features[:7], features[7:8], features[8:]], labels, 3, seed=0
+    )
+    np.testing.assert_allclose(pieces.weights, whole.weights, atol=1e-4)
+    np.testing.assert_allclose(pieces.held_out, whole.held_out, atol=1e-4)
+    assert pieces.shrinkage == whole.shrinkage
+
+
+MEMORY = """
+import resource
+import sys
+
+import numpy as np
+import torch
+
+from opam.engine.discriminant.analysis import fit_discriminant
+
+torch.set_num_threads(1)
+pieces, views, width = int(sys.argv[1]), 3, 256
+labels = np.arange(64 * pieces) % 5
+means = np.random.default_rng(0).normal(size=(5, width))
+
+def features():
+    for number in range(pieces):
+        own = means[labels[64 * number : 64 * (number + 1)], None]
+        drawn = np.random.default_rng(number).normal(size=(64, views, width))
+        yield (own + drawn).astype(np.float32)
+
+found = fit_discriminant(features, labels, 5, seed=0)
+assert found.accuracy > 0.99, found.accuracy
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_photographs() -> None:
+    def megabytes(pieces: int) -> float:
+        command = [sys.executable, "-c", MEMORY, str(pieces)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    few, many = megabytes(20), megabytes(250)  # whose features take 4 and 49 MB
+    assert many < few + 15
+
+
+def test_a_class_of_a_few_photographs_counts_like_a_large_one() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [500, 100, 5, 2]
+    means = 1.5 * np.random.default_rng(9).normal(size=(4, 12))
+
+    def draw(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(4), counts)
+        features = means[labels][:, None] + rng.normal(size=(len(labels), 2, 12))
+        return features.astype(np.float32), labels
+
+    features, labels = draw(sizes)
+    found = fit_discriminant(given(features), labels, 4, seed=0)
+    fresh, theirs = draw([200] * 4)
+    answers = (fresh[:, 0] @ found.weights.T + found.bias).argmax(1)
+    right = [(answers[theirs == label] == label).mean() for label in range(4)]
+    assert min(right[:3]) > 0.85
+    assert right[3] > 0.6
+    assert found.known.all()
 
 
 def test_constant_features_and_absent_classes_are_no_errors() -> None:
     features, labels = drawn(6, 3)
     features[:, :, 2] = 5.0
-    probe = fit_discriminant(features, labels, 4, seed=0)  # of the fourth class there is nothing
+    probe = fit_discriminant(
+        given(features), labels, 4, seed=0
+    )  # of the fourth class there is nothing
     assert probe.weights.shape == (4, features.shape[2])
     assert np.isfinite(probe.weights).all()
     assert np.isfinite(probe.bias).all()
-    single = fit_discriminant(features[:1], labels[:1], 4, seed=0)
+    single = fit_discriminant(given(features[:1]), labels[:1], 4, seed=0)
     assert np.isfinite(single.weights).all()
 
 

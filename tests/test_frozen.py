@@ -17,7 +17,7 @@ from opam.engine.discriminant import features
 from opam.engine.discriminant.features import features_of
 from opam.networks.backbones.backbone import Backbone
 from opam.photographs.decoding.images import Photographs, read_image
-from opam.pipeline import pixels
+from opam.pipeline import kept
 from opam.pipeline.artifacts import read_table
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
@@ -94,8 +94,8 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept features of its own, and a project to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pixels, "_space", pixels._Space())
-    monkeypatch.setattr(pixels, "_sound", set())
+    monkeypatch.setattr(kept, "_space", kept._Space())
+    monkeypatch.setattr(kept, "_sound", set())
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def computed(
 
     execution = ExecutionParams(device="cpu", threads=1, workers=0, batch_size=12)
     how = size, views, 0, execution, "photographs", read
-    found = features_of(backbone, "weights", rows, *how)
+    found = np.concatenate([*features_of(backbone, "weights", rows, *how)])
     shutil.rmtree(".resume")
     return found, seen
 
@@ -141,6 +141,25 @@ def test_one_more_photograph_costs_its_own_features(rows: pd.DataFrame) -> None:
     fresh, seen = computed(rows.iloc[[3, 9, *range(3)]])
     assert len(seen) == 5
     assert np.array_equal(fresh, more)
+
+
+@pytest.mark.usefixtures("apart")
+def test_features_come_in_blocks_whatever_the_batches(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "BLOCK", 5)
+    every, _ = computed(rows)
+    backbone = Backbone("test_efficientnet").eval()
+    for shards in (1, 16):
+        execution = ExecutionParams(
+            device="cpu", threads=1, workers=0, batch_size=12, shard_size=shards
+        )
+        how = 64, 2, 0, execution, "photographs", read_image
+        for _ in range(2):  # the second time from what the first one left in .resume
+            pieces = [*features_of(backbone, "weights", rows, *how)]
+            assert [*map(len, pieces)] == [5, 5, 2]
+            assert np.array_equal(np.concatenate(pieces), every)
+        shutil.rmtree(".resume")
 
 
 @pytest.mark.usefixtures("apart")

@@ -76,6 +76,7 @@ EXPECTED: dict[str, list[str]] = {
     "prepare.max_side": ALL[1:],
     "backbone.name": ["colocalize", *FROM_FILTERNET, *BASELINES],
     "backbone.weights": ["colocalize", *FROM_FILTERNET, *BASELINES],
+    "backbone.hub": ["colocalize", *FROM_FILTERNET, *BASELINES],
     **{
         f"proposals.{name}": [
             "propose_patches",

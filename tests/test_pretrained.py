@@ -1,11 +1,16 @@
 """Weights files of every usual form give the backbone's weights, or say what does not fit."""
 
 import argparse
+import hashlib
 import os
+import re
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from huggingface_hub import constants
 from torch import nn
 
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
@@ -297,3 +303,108 @@ def test_files_without_weights_are_told(tmp_path: Path) -> None:
         loaded(tmp_path / "w.pth")
     with pytest.raises(OpamError, match="not a file"):
         loaded(tmp_path)
+
+
+class Hub:
+    """A stand-in for the hub: repositories of one file, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.fetched: list[str] = []
+        hub = self
+
+        class Answers(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(False)
+
+            def do_GET(self) -> None:
+                self.answer(True)
+
+            def answer(self, whole: bool) -> None:
+                found = re.fullmatch(r"/(.+)/resolve/(.+)/model\.safetensors", self.path)
+                content = found and hub.files.get((found[1], unquote(found[2])))
+                self.send_response(200 if content else 404)
+                if not content:
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                    self.end_headers()
+                    return
+                digest = hashlib.sha256(content).hexdigest()
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("ETag", f'"{digest}"')
+                self.send_header("X-Repo-Commit", digest[:40])
+                self.end_headers()
+                if whole:
+                    hub.fetched.append(self.path)
+                    self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    found = Hub()
+    template = found.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", found.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 2)
+    yield found
+    found.close()
+
+
+def from_hub(name: str | None) -> State:
+    return create_backbone(BackboneParams(name=NAME, weights="timm", hub=name)).body.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_a_pinned_revision_come_from_the_hub_and_then_from_its_cache(hub: Hub) -> None:
+    own = timm.models.get_pretrained_cfg(NAME).hf_hub_id
+    states = {seed: safetensors.torch.save(state(seed)) for seed in range(4)}
+    hub.files = {
+        (own, "main"): states[0],
+        (own, "v1"): states[1],
+        ("team/birds", "main"): states[2],
+        ("team/birds", "0123abc"): states[3],
+    }
+    named = {
+        None: 0,
+        "@v1": 1,
+        "team/birds": 2,
+        "hf-hub:team/birds@0123abc": 3,
+    }
+    for name, seed in named.items():
+        expected = state(seed)
+        for tensor, value in from_hub(name).items():
+            torch.testing.assert_close(value, expected[tensor], rtol=0, atol=0)
+    assert len(hub.fetched) == 4
+    hub.close()
+    for name, seed in named.items():
+        assert torch.equal(from_hub(name)["conv1.0.weight"], state(seed)["conv1.0.weight"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_hub_does_not_have_is_said_in_a_line(hub: Hub) -> None:
+    with pytest.raises(
+        OpamError, match=r"weights of 'test_resnet' at team/birds@v9.*backbone\.hub"
+    ):
+        from_hub("team/birds@v9")
+    for name, weights, told in (
+        ("team/birds", "package", r"hub is team/birds, but weights is package"),
+        ("https://somewhere/birds", "timm", "hub"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            BackboneParams(name=NAME, weights=weights, hub=name)
+    with pytest.raises(OpamError, match=r"weights of some architecture.*backbone\.hub: hf-hub:a/b"):
+        Backbone("hf-hub:a/b")

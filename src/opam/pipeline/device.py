@@ -63,9 +63,9 @@ class ExecutionParams(Params):
     decoded_gigabytes: float = Field(
         20.0,
         ge=0,
-        description="disk space on this machine for pixels of decoded photographs and features of "
-        "discriminants, in $OPAM_CACHE or ~/.cache/opam; 0: nothing is added, they are made each "
-        "time",
+        description="disk space on this machine for what is made of a photograph alone (pixels, "
+        "proposals, features of discriminants), in $OPAM_CACHE or ~/.cache/opam; 0: nothing is "
+        "added, all is made each time",
     )
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"

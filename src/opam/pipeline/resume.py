@@ -133,7 +133,7 @@ def in_shards(
     while (shard := _read_shard(folder, start, schema)) is not None:
         rows, start = shard
         yield rows
-    if start:
+    if 0 < start < total:
         print(f"{name}: resumed behind piece {start}", file=sys.stderr, flush=True)
     size = execution.shard_size
     starts = range(start, total, size)

@@ -5,7 +5,8 @@ Linear discriminant analysis (Fisher 1936) has less to learn: a mean for each cl
 covariance for all, which is drawn to a multiple of the identity (Friedman, "Regularized
 Discriminant Analysis", JASA 1989). It is computed, not trained: the same photographs give the same
 answer. What the covariance should know is how much a class varies, so every box is seen several
-times, cut a little differently each time.
+times, cut a little differently each time. Photographs come one after the other and only sums over
+them stay in memory.
 
 With the classes' means m_c, their common covariance S and a shrinkage a, the logits of x are, but
 for a scale,
@@ -15,11 +16,12 @@ for a scale,
 >>> generator = np.random.default_rng(0)
 >>> labels = np.repeat([0, 1], 20)
 >>> features = generator.normal(3.0 * labels[:, None, None], size=(40, 3, 2))  # three views each
->>> found = fit_discriminant(features, labels, classes=2, seed=0)
+>>> found = fit_discriminant(lambda: [features], labels, classes=2, seed=0)
 >>> (np.array([[0.0, 0.0], [3.0, 3.0]]) @ found.weights.T + found.bias).argmax(1).tolist()
 [0, 1]
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +33,12 @@ FOLDS = 5
 """Of the training photographs, for shrinkage and scale."""
 SHRINKAGES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 SCALES = np.geomspace(0.01, 2.0, 40)
+TINY = 1e-6
+"""Spread of a feature over its mean that is rounding."""
+CPU = torch.device("cpu")
+
+Features = Callable[[], Iterable[np.ndarray]]
+"""Begins anew each time: float32 n x V x D of the first boxes, then of the next ones, and so on."""
 
 
 @dataclass(frozen=True)
@@ -56,98 +64,186 @@ class Discriminant:
 
 
 @dataclass(frozen=True)
+class _Moments:
+    """Of views of boxes, about a centre.
+
+    Attributes:
+        counts: of each class, float64 C.
+        sums: of each class, float64 C x D.
+        products: sum of outer products of all, float64 D x D.
+    """
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    products: torch.Tensor
+
+    def without(self, other: "_Moments") -> "_Moments":
+        return _Moments(
+            self.counts - other.counts, self.sums - other.sums, self.products - other.products
+        )
+
+
+@dataclass(frozen=True)
 class _Statistics:
     """Class means and pooled within-class covariance, in the covariance's eigenvectors.
 
     Attributes:
-        values: eigenvalues, float64 D.
-        vectors: eigenvectors, float64 D x D, a column each.
-        means: float64 C x D, on the eigenvectors.
+        values: eigenvalues, D.
+        vectors: eigenvectors, D x D, a column each.
+        means: C x D, on the eigenvectors.
     """
 
-    values: np.ndarray
-    vectors: np.ndarray
-    means: np.ndarray
+    values: torch.Tensor
+    vectors: torch.Tensor
+    means: torch.Tensor
+
+    def layer(self, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights on the eigenvectors, C x D, and bias, C, of equally probable classes."""
+        level = self.values.mean()
+        level = torch.where(level > 0, level, 1.0)
+        weights = self.means / ((1 - shrinkage) * self.values + shrinkage * level)
+        return weights, -0.5 * (weights * self.means).sum(1)
 
 
 def fit_discriminant(
-    features: np.ndarray,
+    features: Features,
     labels: np.ndarray,
     classes: int,
     seed: int,
     groups: np.ndarray | None = None,
+    device: torch.device = CPU,
 ) -> Discriminant:
     """Linear discriminant analysis of all views of all boxes.
 
     Shrinkage of the covariance and scale of the logits are those under which the labels of
     photographs that were left out are most probable, by cross-validation on the photographs given.
-    A class that was left out as a whole says nothing of that, and counts only where all were.
+    Each class counts alike in this, however many photographs it has; one that was left out as a
+    whole says nothing, and counts only where all were. The features are gone through three times.
 
     Args:
-        features: float N x V x D, the views of N boxes; the first view is the box itself.
+        features: of V views of N boxes, in their order; the first view is the box itself.
         labels: int N, 0..classes-1.
         classes: number C of classes; one that has no box gets the mean of all.
         seed: of the folds.
         groups: N, of any type: boxes that are left out together, such as those of one photograph;
             None: each by itself.
+        device: of the products, float32; what is made of their sums is float64 on the CPU.
     """
-    count, _, width = features.shape
-    flat = features.reshape(-1, width)
-    centre, spread = flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)
-    spread[spread == 0] = 1.0
-    standard = ((features - centre) / spread).astype(np.float32)
-
     fold = fold_of(labels, FOLDS, seed, groups)
-    logits = np.zeros((len(SHRINKAGES), count, classes))
-    known = np.zeros(count, dtype=bool)
-    for number in np.unique(fold):
-        held = fold == number
-        if held.all():
-            continue  # a single photograph
-        known[held] = np.isin(labels[held], labels[~held])
-        statistics = _statistics(standard[~held], labels[~held], classes)
-        for place, shrinkage in enumerate(SHRINKAGES):
-            weights, bias = _discriminant(statistics, shrinkage)
-            logits[place, held] = standard[held, 0] @ weights.T + bias
-    asked = np.flatnonzero(known) if known.any() else np.arange(count)
-    truth, own = labels[asked], np.arange(len(asked))
-    losses = np.array(
-        [
-            [-_log_softmax(scale * each[asked])[own, truth].mean() for scale in SCALES]
-            for each in logits
-        ]
-    )
+    there = np.zeros((FOLDS, classes), dtype=np.int64)
+    np.add.at(there, (fold, labels), 1)
+    known = (there.sum(0) - there)[fold, labels] > 0
+    asked = known if known.any() else np.ones(len(labels), dtype=bool)
+    share = asked / np.bincount(labels[asked], minlength=classes).clip(min=1)[labels]
+
+    centre, moments = _moments(features(), labels, fold, classes, device)
+    every = _summed(moments)
+    mean = every.sums.sum(0) / every.counts.sum()
+    spread = (every.products.diagonal() / every.counts.sum() - mean**2).clamp(min=0).sqrt()
+    spread[spread <= TINY * (centre + mean).abs()] = 1.0  # of a constant there is nothing but noise
+    statistics = {
+        number: _on_device(_statistics(every.without(own), mean, spread), device)
+        for number, own in enumerate(moments)
+        if (every.counts > own.counts).any()
+    }
+
+    def held_out(shrinkages: tuple[float, ...]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows, and logits by layers that were fitted without their folds, float32 S x n x C."""
+        start = 0
+        for views in features():
+            rows = slice(start, start + len(views))
+            start = rows.stop
+            boxes = torch.from_numpy(views[:, 0]).to(device)
+            boxes = ((boxes - (centre + mean).to(boxes)) / spread.to(boxes)).float()
+            logits = torch.zeros(len(shrinkages), len(boxes), classes, device=device)
+            for number in np.unique(fold[rows]):
+                if number not in statistics:
+                    continue  # a single photograph
+                own = torch.from_numpy(fold[rows] == number).to(device)
+                turned = boxes[own] @ statistics[number].vectors
+                for place, shrinkage in enumerate(shrinkages):
+                    weights, bias = statistics[number].layer(shrinkage)
+                    logits[place, own] = turned @ weights.T + bias
+            yield rows, logits
+
+    losses = np.zeros((len(SHRINKAGES), len(SCALES)))
+    right = np.zeros(len(SHRINKAGES))
+    for rows, logits in held_out(SHRINKAGES):
+        truth = torch.from_numpy(labels[rows]).to(device)
+        own = torch.from_numpy(share[rows]).to(device)
+        right += ((logits.argmax(2) == truth) & (own > 0)).sum(1).cpu().numpy()
+        for place, scale in enumerate(SCALES):
+            found = (scale * logits).log_softmax(2)[:, torch.arange(len(truth)), truth]
+            losses[:, place] -= (found * own).sum(1).cpu().numpy()
     best, scale = np.unravel_index(losses.argmin(), losses.shape)
-    weights, bias = _discriminant(_statistics(standard, labels, classes), SHRINKAGES[best])
-    weights = SCALES[scale] * weights / spread
-    bias = SCALES[scale] * bias - weights @ centre
-    accuracy = float((logits[best, asked].argmax(1) == truth).mean())
-    held_out = np.exp(_log_softmax(SCALES[scale] * logits[best])).astype(np.float32)
-    return Discriminant(weights, bias, SHRINKAGES[best], accuracy, held_out, known)
+    probabilities = [
+        (SCALES[scale] * logits[0]).softmax(1).cpu().numpy()
+        for _, logits in held_out((SHRINKAGES[best],))
+    ]
+
+    found = _statistics(every, mean, spread)
+    weights, bias = found.layer(SHRINKAGES[best])
+    weights = SCALES[scale] * (weights @ found.vectors.T) / spread
+    bias = SCALES[scale] * bias - weights @ (centre + mean)
+    accuracy = float(right[best] / asked.sum())
+    layer = weights.numpy(), bias.numpy(), SHRINKAGES[best], accuracy
+    return Discriminant(*layer, np.concatenate(probabilities), known)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(logits).log_softmax(1).numpy()
+def _moments(
+    features: Iterable[np.ndarray],
+    labels: np.ndarray,
+    fold: np.ndarray,
+    classes: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, list[_Moments]]:
+    """A centre, float64 D, that is near the mean, and the moments of each fold about it."""
+    centre: torch.Tensor | None = None
+    found: list[_Moments] = []
+    start = 0
+    for block in features:
+        rows = slice(start, start + len(block))
+        start = rows.stop
+        views, width = block.shape[1:]
+        if centre is None:
+            centre = torch.from_numpy(block.mean((0, 1)))
+            found = [_no_moments(classes, width) for _ in range(FOLDS)]
+        apart = (torch.from_numpy(block) - centre).to(device)
+        for number in np.unique(fold[rows]):
+            own = fold[rows] == number
+            theirs = torch.from_numpy(labels[rows][own])
+            flat = apart[torch.from_numpy(own).to(device)]
+            sums = flat.sum(1).double().cpu()
+            flat = flat.reshape(-1, width)
+            into = found[number]
+            into.counts.index_add_(0, theirs, torch.full_like(sums[:, 0], views))
+            into.sums.index_add_(0, theirs, sums)
+            into.products.add_((flat.T @ flat).double().cpu())
+    assert centre is not None
+    return centre.double(), found
 
 
-def _statistics(features: np.ndarray, labels: np.ndarray, classes: int) -> _Statistics:
-    """Of float32 N x V x D features."""
-    count, views, width = features.shape
-    means = np.zeros((classes, width))
-    np.add.at(means, labels, features.mean(1, dtype=np.float64))
-    means /= np.maximum(np.bincount(labels, minlength=classes), 1)[:, None]
-    covariance = np.zeros((width, width))
-    for label in np.unique(labels):  # class by class, for memory
-        apart = features[labels == label].reshape(-1, width) - means[label]
-        covariance += apart.T @ apart
-    values, vectors = np.linalg.eigh(covariance / (count * views))
-    return _Statistics(np.maximum(values, 0), vectors, means @ vectors)
+def _no_moments(classes: int, width: int) -> _Moments:
+    sizes = (classes,), (classes, width), (width, width)
+    return _Moments(*(torch.zeros(size, dtype=torch.float64) for size in sizes))
 
 
-def _discriminant(statistics: _Statistics, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights, float64 C x D, and bias, float64 C, of equally probable classes."""
-    level = statistics.values.mean() or 1.0
-    shrunk = (1 - shrinkage) * statistics.values + shrinkage * level
-    projected = statistics.means / shrunk
-    bias = -0.5 * (projected * statistics.means).sum(1)
-    return projected @ statistics.vectors.T, bias
+def _summed(moments: list[_Moments]) -> _Moments:
+    counts, sums, products = zip(*((m.counts, m.sums, m.products) for m in moments), strict=True)
+    return _Moments(*(torch.stack(each).sum(0) for each in (counts, sums, products)))
+
+
+def _statistics(moments: _Moments, mean: torch.Tensor, spread: torch.Tensor) -> _Statistics:
+    """Of features from which ``mean`` (about the moments' centre) is taken, over ``spread``."""
+    counts = moments.counts[:, None]
+    means = moments.sums / counts.clamp(min=1)
+    covariance = moments.products - moments.sums.T @ means  # of every class about its mean
+    covariance = covariance / counts.sum() / spread / spread[:, None]
+    values, vectors = torch.linalg.eigh(covariance)
+    means = torch.where(counts > 0, means - mean, 0) / spread
+    return _Statistics(values.clamp(min=0), vectors, means @ vectors)
+
+
+def _on_device(statistics: _Statistics, device: torch.device) -> _Statistics:
+    values, vectors, means = statistics.values, statistics.vectors, statistics.means
+    return _Statistics(*(each.float().to(device) for each in (values, vectors, means)))

@@ -7,8 +7,9 @@ the same shape: so features are the same bytes whichever other photographs there
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,15 @@ from opam.photographs.decoding import images
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.environment import installed_versions
-from opam.pipeline.pixels import find, keep
+from opam.pipeline.kept import of_each, version_of
 from opam.pipeline.resume import in_shards
 
 AREAS = (0.35, 1.4)
 """Area of a random view over that of its box."""
 ASPECT = 0.25
 """Natural logarithm by which a random view is drawn out along one side, at most."""
+BLOCK = 256
+"""Boxes whose features are in memory together."""
 
 
 def random_views(box: np.ndarray, views: int, generator: np.random.Generator) -> np.ndarray:
@@ -60,10 +63,13 @@ def features_of(
     execution: ExecutionParams,
     name: str,
     read: crops.Read,
-) -> np.ndarray:
-    """Roots of mean features of all views of each row's box, float32 N x V x D.
+) -> Iterator[np.ndarray]:
+    """Yield roots of mean features of all views of rows' boxes, float32 n x V x D, in their order.
 
-    What was computed before on this machine is taken from where `opam.pipeline.pixels` keeps it.
+    n is `BLOCK`, but of the last ones.
+
+    What was computed before on this machine is taken from where `opam.pipeline.kept` keeps it.
+    Asked again, before `opam.pipeline.resume.finish` for `work_on`, it computes nothing.
 
     Args:
         backbone: its own last maps are what is averaged.
@@ -80,36 +86,48 @@ def features_of(
     size = forward.whole_groups(each, execution)
     photographs = size // each
     pieces = math.ceil(len(rows) / photographs)
-    version = _version(weights, input_size, each, execution)
+    how = weights, input_size, each, execution.same_bits(), installed_versions()
+    version = version_of("features", _code(), *how)
     backbone.to(memory_format=torch.channels_last)
+
+    def features(own: pd.DataFrame) -> Iterator[np.ndarray]:
+        digests, boxes = _digests_and_views(own, seed, each)
+
+        def computed(places: list[int]) -> Iterator[np.ndarray]:
+            paths = own["path"].iloc[places].tolist()
+            sizes = input_size, size, each
+            chosen = [boxes[place] for place in places]
+            return _computed(backbone, paths, chosen, sizes, execution, name, read)
+
+        return of_each(version, digests, computed, np.float32, execution.decoded_gigabytes)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         for start in range(first, pieces, execution.shard_size):
-            stop = min(start + execution.shard_size, pieces)
-            own = rows.iloc[start * photographs : stop * photographs]
-            found = _looked_up(own, version, seed, each)
-            missing = [place for place, (_, _, known) in enumerate(found) if known is None]
-            paths = own["path"].iloc[missing].tolist()
-            boxes = [found[place][1] for place in missing]
-            sizes = input_size, size, each
-            computed = _computed(backbone, paths, boxes, sizes, execution, name, read)
-            features = []
-            for image_id, (digest, _, known) in zip(own["image_id"], found, strict=True):
-                if known is None:
-                    known = np.ascontiguousarray(next(computed))
-                    kept = known.view(np.uint8).reshape(*known.shape, 4)
-                    keep(version, digest, kept, execution.decoded_gigabytes)
-                features.append({"image_id": image_id, "features": known.reshape(-1)})
-                if len(features) == photographs:
-                    yield pd.DataFrame(features)
-                    features = []
-            if features:
-                yield pd.DataFrame(features)
+            own = rows.iloc[start * photographs : (start + execution.shard_size) * photographs]
+            found = zip(own["image_id"], features(own), strict=True)
+            while piece := [*islice(found, photographs)]:
+                flat = [(image_id, each.reshape(-1)) for image_id, each in piece]
+                yield pd.DataFrame(flat, columns=["image_id", "features"])
 
     inputs = {"features": version, "boxes": f"{seed} {hash_of(rows)}"}
     shards = in_shards(work_on(name), inputs, "view_features", pieces, rows_from, execution)
-    found = pd.concat(shards)["features"].to_list()
-    return np.stack(found).reshape(len(rows), each, -1)
+    found = (
+        np.stack(shard["features"].to_list()).reshape(len(shard), each, -1) for shard in shards
+    )
+    yield from _in_blocks(found)
+
+
+def _in_blocks(features: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """`BLOCK` boxes each, however many come together: sums over them get the same bits."""
+    waiting: list[np.ndarray] = []
+    for piece in features:
+        waiting.append(piece)
+        while sum(map(len, waiting)) >= BLOCK:
+            together = np.concatenate(waiting)
+            yield together[:BLOCK]
+            waiting = [together[BLOCK:]]
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
 def hash_of(rows: pd.DataFrame) -> str:
@@ -124,19 +142,18 @@ def work_on(name: str) -> str:
     return f"features_{name.replace(' ', '_')}"
 
 
-def _looked_up(
-    rows: pd.DataFrame, version: str, seed: int, each: int
-) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
-    """Of each row the digest that its features are kept under, its views, and what is kept."""
-    found = []
+def _digests_and_views(
+    rows: pd.DataFrame, seed: int, each: int
+) -> tuple[list[str], list[np.ndarray]]:
+    """Of each row the digest that its features are kept under, and its views."""
+    digests, views = [], []
     photographs = rows[["sha256", "width", "height"]].to_numpy(object)
     for photograph, box in zip(photographs, rows[BOX].to_numpy(), strict=True):
         digest = hashlib.sha256(f"{[*photograph]} {box.tolist()} {seed}".encode()).hexdigest()
         generator = np.random.default_rng(int(digest[:16], 16))
-        boxes = random_views(box, max(0, each - 2), generator)[:each]
-        kept = find(version, digest)
-        found.append((digest, boxes, None if kept is None else kept.view(np.float32)[..., 0]))
-    return found
+        digests.append(digest)
+        views.append(random_views(box, max(0, each - 2), generator)[:each])
+    return digests, views
 
 
 def _computed(
@@ -167,17 +184,10 @@ def _computed(
         yield from found.reshape(-1, each, found.shape[1])
 
 
-def _version(weights: str, input_size: int, each: int, execution: ExecutionParams) -> str:
-    what = f"{weights} {input_size} {each} {execution.same_bits()} {_computes()}"
-    return "features-" + hashlib.sha256(what.encode()).hexdigest()[:16]
-
-
 @cache
-def _computes() -> str:
-    """Digest of the code that features depend on, and of the packages."""
+def _code() -> list[Path]:
+    """Files that features depend on."""
     rooms = (Path(module.__file__ or "").parent for module in (backbones, images))
     files = [path for room in rooms for path in sorted(room.glob("*.py"))]
     modules = crops, forward, cam_network
-    files += [Path(module.__file__ or "") for module in modules] + [Path(__file__)]
-    code = b"".join(path.read_bytes() for path in files)
-    return hashlib.sha256(code + repr(installed_versions()).encode()).hexdigest()
+    return [*files, *(Path(module.__file__ or "") for module in modules), Path(__file__)]

@@ -1,7 +1,8 @@
 """A network whose linear layers are discriminants, one for each kind of box."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from opam.pipeline.params import Params
 
 NAMED = ["image_id", "path", "sha256", "width", "height", "label", "group"]
 """Of the manifest, what rows with boxes have."""
-Features = Callable[[pd.DataFrame, str], np.ndarray]
-"""Of rows with boxes, and their name: float32 N x V x D, the box itself first."""
+Features = Callable[[pd.DataFrame, str], Iterator[np.ndarray]]
+"""Of rows with boxes, and their name: float32 n x V x D piece by piece, the box itself first."""
 
 
 class ProbeParams(Params):
@@ -57,6 +58,7 @@ def fit_network(
     features: Features,
     classes: int,
     seed: int,
+    device: torch.device,
 ) -> tuple[CamNetwork, list[Discriminant]]:
     """The backbone with a discriminant for each kind of box, and the discriminants.
 
@@ -66,12 +68,13 @@ def fit_network(
         features: gives those of rows.
         classes: number of classes.
         seed: of the folds.
+        device: computes.
     """
     found = []
     for name, rows in kinds.items():
-        own = features(rows, name)
         labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-        found.append(fit_discriminant(own, labels, classes, seed, groups))
+        own = partial(features, rows, name)
+        found.append(fit_discriminant(own, labels, classes, seed, groups, device))
         print(
             f"discriminant of {name}: shrinkage {found[-1].shrinkage}, right in "
             f"{found[-1].accuracy:.1%} of the training photographs left out",

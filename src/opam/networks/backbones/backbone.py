@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from opam.networks.backbones.bodies import as_maps, create_body, last_maps, outline
@@ -12,6 +12,9 @@ from opam.networks.backbones.pretrained import pretrained_weights
 from opam.networks.backbones.stages import Stage, stages_of
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import Params
+
+HUB = r"^(hf-hub:)?([\w.-]+/[\w.-]+)?(@[\w./-]+)?$"
+"""How a repository of the hub, and its revision, are written."""
 
 
 class BackboneParams(Params):
@@ -24,6 +27,21 @@ class BackboneParams(Params):
         "'none': random; else a file: a state dict, a checkpoint of timm's or torchvision's "
         "scripts or of Lightning, safetensors",
     )
+    hub: str | None = Field(
+        default=None,
+        pattern=HUB,
+        description="with weights 'timm': repository and revision on the Hugging Face hub, such as "
+        "owner/model@revision; @revision alone is that of timm's own repository; null: the latest",
+    )
+
+    @model_validator(mode="after")
+    def _hub_is_asked(self) -> "BackboneParams":
+        if self.hub and self.weights != "timm":
+            raise ValueError(
+                f"hub is {self.hub}, but weights is {self.weights}; set weights to timm, or hub to "
+                "null"
+            )
+        return self
 
 
 class Backbone(nn.Module):
@@ -204,6 +222,6 @@ def create_backbone(params: BackboneParams) -> Backbone:
             torch.manual_seed(0)
             return Backbone(params.name)
     backbone = Backbone(params.name)
-    state = pretrained_weights(backbone.body, params.name, params.weights)
+    state = pretrained_weights(backbone.body, params.name, params.weights, params.hub)
     backbone.body.load_state_dict({**backbone.body.state_dict(), **state})
     return backbone

@@ -68,6 +68,11 @@ def outline(name: str) -> Outline:
         OpamError: timm has none of that name, or it cannot be built without its classifier, or it
             gives no feature maps.
     """
+    if name.startswith("hf-hub:"):
+        raise OpamError(
+            f"backbone.name: '{name}' is weights of some architecture; write that, resnet50 say, "
+            f"as backbone.name, timm as backbone.weights, and backbone.hub: {name}"
+        )
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")
     problem: Exception = OpamError(name)

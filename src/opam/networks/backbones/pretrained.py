@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from opam.pipeline.errors import OpamError, cause, one_line
@@ -45,6 +46,9 @@ CLASSIFIERS = {
 }
 """First parts of the names of what stands on a backbone and is left out without a word."""
 
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What timm calls weights in a repository of the hub."""
+
 SCALAR: Any = np.float64(0).__reduce__()[0]
 SAFE: list[Any] = [
     argparse.Namespace,
@@ -60,13 +64,14 @@ SHOWN = 10
 PLAIN = "save the plain weights: torch.save(model.state_dict(), 'weights.pth')"
 
 
-def pretrained_weights(body: nn.Module, name: str, weights: str) -> State:
+def pretrained_weights(body: nn.Module, name: str, weights: str, hub: str | None = None) -> State:
     """The weights of a backbone.
 
     Args:
         body: the timm model without classifier and pooling.
         name: timm's.
         weights: "package", "timm", or a file (see `backbone.BackboneParams`).
+        hub: which repository and revision of the hub, for "timm".
 
     Returns:
         A tensor for each that ``body`` has, by its name and in its shape.
@@ -75,20 +80,37 @@ def pretrained_weights(body: nn.Module, name: str, weights: str) -> State:
         OpamError: missing, damaged, not finite, or not those of ``body``.
     """
     if weights == "timm":
-        return fitting(body, [_downloaded(name)], "timm")
+        return fitting(body, [_downloaded(name, hub)], hub or "timm")
     if weights == "package":
         return fitting(body, [_packaged(name)], "package")
     return fitting(body, read_states(weights_file(weights)), weights)
 
 
-def _downloaded(name: str) -> State:
+def _downloaded(name: str, hub: str | None) -> State:
+    """From the hub's cache on this machine where it holds them, else fetched into it."""
+    known = timm.models.get_pretrained_cfg(name)
+    repository, _, revision = (hub or "").removeprefix("hf-hub:").partition("@")
+    repository = repository or (known and known.hf_hub_id) or ""
+    asked: dict[str, object] = {}
+    if repository:
+        at = f"{repository}@{revision}" if revision else repository
+        asked = {"source": "hf-hub", "hf_hub_id": at}
+        # First, so that all stages get the same ones and no stage waits for an absent network.
+        for file in HUB_FILES:
+            path = try_to_load_from_cache(repository, file, revision=revision or "main")
+            if isinstance(path, str):
+                asked = {"file": path, "source": "", "custom_load": False}
+                break
     try:
-        return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+        overlay = {"pretrained_cfg_overlay": asked}
+        found = timm.create_model(name, pretrained=True, num_classes=0, **overlay)
     except Exception as error:  # hub clients raise many types when there is no network
+        where = f" at {hub}" if hub else ""
         raise OpamError(
-            f"backbone.weights: timm cannot fetch weights of '{name}' ({cause(error)}); connect to "
-            "the network, or give a local file"
+            f"backbone.weights: timm cannot fetch weights of '{name}'{where} ({cause(error)}); "
+            "connect to the network, correct backbone.hub, or give a local file"
         ) from None
+    return dict(found.state_dict())
 
 
 def _packaged(name: str) -> State:

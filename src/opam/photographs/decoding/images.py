@@ -20,7 +20,7 @@ from opam.photographs.decoding import depth
 from opam.photographs.decoding.archive import read_file
 from opam.photographs.decoding.depth import colour_largest, eight_bits, is_wide
 from opam.pipeline.errors import OpamError, cause
-from opam.pipeline.pixels import Kept, kept
+from opam.pipeline.kept import Kept, made_once
 
 MAX_PIXELS = 100_000_000
 """Larger photographs are refused: a small file can unpack to fill the memory."""
@@ -317,7 +317,7 @@ class Photographs:
 
     Args:
         manifest: with ``path, sha256, width, height``.
-        gigabytes: disk space for decoded photographs (`opam.pipeline.pixels`).
+        gigabytes: disk space for decoded photographs (`opam.pipeline.kept`).
     """
 
     def __init__(self, manifest: pd.DataFrame, gigabytes: float) -> None:
@@ -342,7 +342,7 @@ class Photographs:
 
 
 def decoded(path: str, side: int, gigabytes: float, sha256: str) -> Photograph:
-    """`read_photograph` by pixels that are kept, or that are kept now (`opam.pipeline.pixels`).
+    """`read_photograph` by pixels that are kept, or that are kept now (`opam.pipeline.kept`).
 
     Args:
         path: of the photograph.
@@ -367,7 +367,7 @@ def decoded(path: str, side: int, gigabytes: float, sha256: str) -> Photograph:
         pixels, (width, height, _) = found
         return bounded_size(width, height, side) == pixels.shape[1::-1]
 
-    pixels, (width, height, largest) = kept(_version(), sha256, make, fits, gigabytes)
+    pixels, (width, height, largest) = made_once(_version(), sha256, make, fits, gigabytes)
     return Photograph(pixels, width, height, None if largest < 0 else largest)
 
 

@@ -1,4 +1,4 @@
-"""Pixels and features kept on disk: every photograph is decoded, and looked at, once a machine.
+"""Kept on disk by content: a photograph is decoded, searched and looked at once a machine.
 
 They lie outside the project, in ``$OPAM_CACHE`` or else ``~/.cache/opam``, each under the digest of
 what they were made from, so that stages, processes and clones share them and none can get
@@ -6,6 +6,7 @@ another's. They are mapped into memory: who cuts a small crop reads little. What
 is made anew; where there is no room, it is made each time. Results are the same either way.
 """
 
+import hashlib
 import math
 import os
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -44,7 +45,7 @@ def folder() -> Path:
     return top / "decoded"
 
 
-def kept(
+def made_once(
     version: str,
     digest: str,
     make: Callable[[], Kept],
@@ -73,6 +74,20 @@ def kept(
     return found
 
 
+def version_of(kind: str, code: Iterable[Path], *values: object) -> str:
+    """A name for what makes a kind of thing: its code, and whatever else decides on the bytes.
+
+    Args:
+        kind: a word.
+        code: files.
+        values: count by their ``repr``.
+    """
+    digest = hashlib.sha256(repr(values).encode())
+    for path in code:
+        digest.update(path.read_bytes())
+    return f"{kind}-{digest.hexdigest()[:16]}"
+
+
 def find(version: str, digest: str) -> np.ndarray | None:
     """The bytes that `keep` kept, mapped into memory; None where there are none."""
     found = _read(_place(version, digest), lambda _: True)
@@ -80,11 +95,40 @@ def find(version: str, digest: str) -> np.ndarray | None:
 
 
 def keep(version: str, digest: str, made: np.ndarray, gigabytes: float) -> None:
-    """Keep bytes, uint8 with three axes, where there is room; other arguments as in `kept`."""
+    """Keep bytes, uint8 with three axes, where there is room; other arguments as in `made_once`."""
     if gigabytes > 0:
         with suppress(OSError):  # `_keep` says so
             _place(version, digest).parent.mkdir(parents=True, exist_ok=True)
         _keep(_place(version, digest), (made, (0,) * NUMBERS), round(gigabytes * 1e9))
+
+
+def of_each(
+    version: str,
+    digests: Sequence[str],
+    make: Callable[[list[int]], Iterable[np.ndarray]],
+    kind: type[np.number],
+    gigabytes: float,
+) -> Iterator[np.ndarray]:
+    """Yield for each digest what is kept under it, or else what is made, which is then kept.
+
+    Args:
+        version: as in `made_once`.
+        digests: of what each is made from, hexadecimal.
+        make: makes those at the given places, in their order and as they are asked for: arrays
+            with two axes.
+        kind: of their numbers.
+        gigabytes: as in `made_once`.
+    """
+    missing = [place for place, digest in enumerate(digests) if find(version, digest) is None]
+    made, unknown = iter(make(missing) if missing else ()), {*missing}
+    for place, digest in enumerate(digests):
+        known = None if place in unknown else find(version, digest)
+        if known is None:  # or it has gone since
+            array = next(made) if place in unknown else next(iter(make([place])))
+            array = np.ascontiguousarray(array, dtype=kind)
+            known = array.view(np.uint8).reshape(*array.shape, array.itemsize)
+            keep(version, digest, known, gigabytes)
+        yield known.view(kind)[..., 0]
 
 
 def _place(version: str, digest: str) -> Path:
@@ -137,8 +181,8 @@ def _keep(at: Path, made: Kept, limit: int) -> None:
         with suppress(OSError):
             temporary.unlink()
         _tell_once(
-            f"{folder()}: pixels and features cannot be kept ({error.strerror}), "
-            "they are made each time; set OPAM_CACHE to another folder"
+            f"{folder()}: what is made of photographs cannot be kept ({error.strerror}), "
+            "it is made each time; set OPAM_CACHE to another folder"
         )
     _sound.discard(at)
 
@@ -173,7 +217,7 @@ class _Space:
             else:
                 _tell_once(
                     f"{folder()}: {limit / 1e9:g} GB (execution.decoded_gigabytes), or half "
-                    "of the free disk, are full; other pixels and features are made each time"
+                    "of the free disk, are full; of other photographs all is made each time"
                 )
             return not self.full
 

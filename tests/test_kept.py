@@ -1,7 +1,8 @@
-"""Kept pixels: a photograph is decoded once a machine; as decoded anew, never another's."""
+"""Kept by content: what is made of a photograph is made once a machine, and is its own."""
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageFile
+from small_project import Undisturbed, call, digests, script
 
 from opam.photographs.decoding import images
 from opam.photographs.decoding.images import (
@@ -21,9 +23,10 @@ from opam.photographs.decoding.images import (
     decoded,
     read_photograph,
 )
-from opam.pipeline import pixels
+from opam.pipeline import kept
+from opam.pipeline.artifacts import read_table
 from opam.pipeline.errors import OpamError
-from opam.pipeline.pixels import folder
+from opam.pipeline.kept import folder
 
 SIDE = 64
 
@@ -32,9 +35,9 @@ SIDE = 64
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own, and a process that knows of nothing in it."""
     monkeypatch.setenv("OPAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pixels, "_space", pixels._Space())
-    monkeypatch.setattr(pixels, "_sound", set())
-    pixels._tell_once.cache_clear()
+    monkeypatch.setattr(kept, "_space", kept._Space())
+    monkeypatch.setattr(kept, "_sound", set())
+    kept._tell_once.cache_clear()
 
 
 @pytest.fixture
@@ -114,10 +117,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "gone": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut off": lambda path: os.truncate(path, path.stat().st_size - 1),
-    "a header alone": lambda path: os.truncate(path, pixels.HEADER.itemsize),
+    "a header alone": lambda path: os.truncate(path, kept.HEADER.itemsize),
     "a bit flipped": flip,
     "another size in its header": lambda path: overwrite(path, 8),
-    "no rows": lambda path: path.write_bytes(bytes(pixels.HEADER.itemsize)),
+    "no rows": lambda path: path.write_bytes(bytes(kept.HEADER.itemsize)),
     "of another": lambda path: path.write_bytes(os.urandom(path.stat().st_size)),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
@@ -128,9 +131,9 @@ def test_a_damaged_copy_is_made_anew(harm: str, tmp_path: Path, decodes: list[st
     path = tmp_path / "a.png"
     digest = draw(path)
     expected = decoded(str(path), SIDE, 1.0, digest).pixels.copy()
-    [kept] = [each for each in folder().rglob(digest) if each.is_file()]
-    DAMAGE[harm](kept)
-    pixels._sound.clear()  # as another process
+    [copy] = [each for each in folder().rglob(digest) if each.is_file()]
+    DAMAGE[harm](copy)
+    kept._sound.clear()  # as another process
     for _ in range(2):
         np.testing.assert_array_equal(decoded(str(path), SIDE, 1.0, digest).pixels, expected)
     assert len(decodes) == (3 if harm == "a folder" else 2)
@@ -149,7 +152,7 @@ def test_disk_space_is_bounded_and_the_longest_unused_goes(
     tmp_path: Path, decodes: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = manifest(tmp_path, 8)
-    size = pixels.HEADER.itemsize + 64 * 48 * 3
+    size = kept.HEADER.itemsize + 64 * 48 * 3
     gigabytes = 4.5 * size / 1e9
     read = Photographs(table, gigabytes)
     for _ in range(2):
@@ -163,8 +166,8 @@ def test_disk_space_is_bounded_and_the_longest_unused_goes(
     for age, path in enumerate(sorted(folder().rglob("*"), key=str)):
         if path.is_file():
             os.utime(path, (1000 + age, 1000 + age))
-    pixels._space, decodes[:] = pixels._Space(), []
-    pixels._sound.clear()
+    kept._space, decodes[:] = kept._Space(), []
+    kept._sound.clear()
     used_again = Photographs(table[:2], gigabytes)
     for path in table["path"][:2]:
         used_again(path)
@@ -180,7 +183,7 @@ def test_as_much_of_the_disk_stays_free_as_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = manifest(tmp_path, 12)
-    size = pixels.HEADER.itemsize + 64 * 48 * 3
+    size = kept.HEADER.itemsize + 64 * 48 * 3
 
     def usage(_path: object) -> SimpleNamespace:
         taken = sum(each.stat().st_size for each in folder().rglob("*") if each.is_file())
@@ -188,12 +191,12 @@ def test_as_much_of_the_disk_stays_free_as_is_taken(
 
     monkeypatch.setattr("shutil.disk_usage", usage)
     for _ in range(3):  # as several processes, one after the other
-        monkeypatch.setattr(pixels, "_space", pixels._Space())
+        monkeypatch.setattr(kept, "_space", kept._Space())
         read = Photographs(table, 1.0)
         for path in table["path"]:
             read(path)
-    kept = [each for each in folder().rglob("*") if each.is_file() and each.suffix != ".lock"]
-    assert len(kept) == 4
+    copies = [each for each in folder().rglob("*") if each.is_file() and each.suffix != ".lock"]
+    assert len(copies) == 4
 
 
 def test_nothing_is_kept_where_nothing_may(tmp_path: Path, decodes: list[str]) -> None:
@@ -226,7 +229,7 @@ def test_a_folder_that_others_fill_is_read(
 
     digest = draw(tmp_path / "a.png")
     decoded(str(tmp_path / "a.png"), SIDE, 1.0, digest)
-    monkeypatch.setattr(pixels, "_sound", set())
+    monkeypatch.setattr(kept, "_sound", set())
     monkeypatch.setattr(os, "utime", refuse)
     monkeypatch.setattr(Path, "mkdir", refuse)
     decoded(str(tmp_path / "a.png"), SIDE, 1.0, digest)
@@ -305,3 +308,62 @@ def test_of_a_large_jpeg_less_is_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     read_photograph(tmp_path / "a.jpg", 300)
     assert loaded[0] == (400, 300)
+
+
+def test_of_many_what_is_missing_is_made_in_order() -> None:
+    asked: list[list[int]] = []
+
+    def make(places: list[int]) -> list[np.ndarray]:
+        asked.append(places)
+        return [np.full((place + 1, 4), place, np.int32) for place in places]
+
+    def found(digests: list[str]) -> list[list[list[int]]]:
+        return [each.tolist() for each in kept.of_each("v", digests, make, np.int32, 1.0)]
+
+    digests = [f"{number:064x}" for number in range(5)]
+    every = [np.full((place + 1, 4), place).tolist() for place in range(5)]
+    assert found(digests) == every
+    assert found(digests) == every
+    assert asked == [[0, 1, 2, 3, 4]]
+    for number in (1, 3):
+        [path] = folder().rglob(digests[number])
+        path.unlink()
+    assert found(digests) == every
+    assert asked[1:] == [[1, 3]]
+    # One that goes while the others are looked at is made by itself.
+    going = kept.of_each("v", digests, make, np.int32, 1.0)
+    assert next(going).tolist() == every[0]
+    [path] = folder().rglob(digests[2])
+    path.unlink()
+    assert [each.tolist() for each in going] == every[1:]
+    assert asked[2:] == [[2]]
+
+
+SEARCHED = """
+
+_propose = propose
+
+
+def propose(image: np.ndarray, params: ProposalParams) -> np.ndarray:
+    with open("searched.txt", "a") as file:
+        file.write(f"{image.shape}\\n")
+    return _propose(image, params)
+"""
+
+
+@pytest.mark.slow
+def test_a_photograph_is_searched_once_a_machine(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.untouched, run)
+    with (run / "src/opam/method/proposals.py").open("a") as file:
+        file.write(SEARCHED)
+    count = len(read_table(run / "data/manifest.parquet", "manifest"))
+    for more in (count, 0, 2):
+        if more == 2:
+            for path in sorted(folder().glob("proposals-*/*/*"))[:2]:
+                path.unlink()
+        (run / "searched.txt").write_text("")
+        done = call(run, *script("propose_patches"))
+        assert done.returncode == 0, done.stderr
+        assert len((run / "searched.txt").read_text().splitlines()) == more
+        assert digests(run) == undisturbed.digests
