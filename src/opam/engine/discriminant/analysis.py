@@ -129,6 +129,7 @@ def fit_discriminant(
             None: each by itself.
         device: of the products, float32; what is made of their sums is float64 on the CPU.
     """
+    labels = np.array(labels)  # torch wants its own
     fold = fold_of(labels, FOLDS, seed, groups)
     there = np.zeros((FOLDS, classes), dtype=np.int64)
     np.add.at(there, (fold, labels), 1)

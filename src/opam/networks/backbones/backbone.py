@@ -1,5 +1,6 @@
 """Backbones: any timm model that looks at places as a function from images to feature maps."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ class BackboneParams(Params):
         return self
 
 
+class _Enough(Exception):  # noqa: N818  nothing is wrong
+    """The module that was asked for has given all that it gives."""
+
+
 class Backbone(nn.Module):
     """Images to feature maps.
 
@@ -53,6 +58,7 @@ class Backbone(nn.Module):
         channels: number of feature maps.
         name: timm's.
         tokens: the body gives B x tokens x C.
+        calls: how often the body calls each module that was asked for.
         mean, std: the input normalisation that belongs to the weights, for values in 0..1.
     """
 
@@ -66,6 +72,7 @@ class Backbone(nn.Module):
         self.body = create_body(name)
         self.tokens = outline(name).tokens
         self.stages: list[Stage] | None = None
+        self.calls: dict[str, int] = {}
         self.folded = False
         config = self.body.pretrained_cfg
         for key in ("mean", "std"):
@@ -106,10 +113,17 @@ class Backbone(nn.Module):
             raise OpamError(f"colocalization.layer: the backbone has no '{module}'; it has {known}")
         outputs: list[torch.Tensor] = []
         layer = self.body.get_submodule(module)
-        hook = layer.register_forward_hook(lambda _m, _i, output: outputs.append(output))
+
+        def take(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            outputs.append(output)
+            if len(outputs) == self.calls.get(module):
+                raise _Enough  # what follows is not asked for
+
+        hook = layer.register_forward_hook(take)
         try:
-            with whole(layer):
+            with whole(layer), suppress(_Enough):
                 self._body_maps(images)
+                self.calls[module] = len(outputs)
         finally:
             hook.remove()
         maps = as_maps(self.body, outputs[-1]) if outputs else None
