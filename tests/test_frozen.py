@@ -184,7 +184,7 @@ def test_without_room_they_are_computed_each_time(
     rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = computed(rows.iloc[:3])
-    monkeypatch.setattr(features, "keep", lambda *_: None)
+    monkeypatch.setattr(kept, "keep", lambda *_: None)
     shutil.rmtree("cache")
     for _ in range(2):
         again, seen = computed(rows.iloc[:3])

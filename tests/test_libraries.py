@@ -21,6 +21,22 @@ assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch.nn.Module)
 """
 
 
+OUTLINES = """
+import sys
+from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.libraries import torch, without_weights
+network = Backbone("test_efficientnet")
+assert "sympy" not in sys.modules, "an algebra system is loaded"
+assert "torch._dynamo" not in sys.modules, "the compiler is loaded"
+assert network.body.conv_stem.weight.std() > 0, "nothing was drawn"
+with without_weights():
+    assert torch.nn.Linear(2, 3).weight.device.type == "meta"
+assert torch.nn.Linear(2, 3).weight.std() > 0
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+assert ShapeEnv() is not None
+"""
+
+
 TRAINS = """
 import sys
 from opam.pipeline.libraries import timm, torch, without_compiler
@@ -46,6 +62,13 @@ with without_compiler():
 assert torch._dynamo.__file__, "the stand-in stayed"
 assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch.nn.Module)
 """
+
+
+def test_a_backbone_is_outlined_without_the_compiler() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUTLINES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_only_refuses_the_compiler_does_not_load_it() -> None:

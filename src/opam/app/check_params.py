@@ -34,7 +34,7 @@ from opam.photographs.preparation import PrepareParams
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.environment import ENVIRONMENT
 from opam.pipeline.errors import OpamError, run
-from opam.pipeline.libraries import without_compiler
+from opam.pipeline.libraries import without_compiler, without_weights
 from opam.pipeline.outside import (
     check_photographs,
     check_photographs_path,
@@ -183,7 +183,7 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
     with told_together() as attempt:
         with attempt():
             name = params["backbone"].name
-            with torch.device("meta"), without_compiler():
+            with without_weights():
                 backbone = Backbone(name).eval()
             for parameter, size in _sizes(params):
                 with attempt():
@@ -214,7 +214,7 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
 
 
 def _check_drop_path(backbone: str, share: float, section: str) -> None:
-    with torch.device("meta"), without_compiler():
+    with without_weights():
         create_body(backbone, share, f"{section}.drop_path")
 
 

@@ -6,6 +6,7 @@ runs again what OpenCV computes, and another weights file under the same name wh
 
 import re
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,6 +31,7 @@ PACKAGES = {
 """Packages that artifacts are computed with: as code imports them, and as they are installed."""
 
 
+@cache
 def installed_versions() -> dict[str, str]:
     """The version of each of `PACKAGES`, without what names a build (``2.14.1+cpu``)."""
     return {module: _version(names).partition("+")[0] for module, names in PACKAGES.items()}

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch  # first, and whole
+from torch.overrides import TorchFunctionMode
 
 COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 
@@ -89,5 +90,32 @@ def without_compiler() -> Iterator[None]:
             del sys.modules[name]
 
 
+DRAWN = {
+    *("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_"),
+    *("xavier_normal_", "xavier_uniform_", "erfinv_", "mul_", "add_", "clamp_"),
+}
+"""Functions of torch that draw a network's first weights, in place."""
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), named: Any = None
+    ) -> Any:
+        named = named or {}
+        if getattr(function, "__name__", "") in DRAWN:
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build networks on torch's meta device: of shapes alone.
+
+    Nor is anything drawn; torch would load an algebra system for that.
+    """
+    with torch.device("meta"), _NothingDrawn(), without_compiler():
+        yield
+
+
 timm, torchvision = _loaded()
-__all__ = ["timm", "torch", "torchvision", "without_compiler"]
+__all__ = ["timm", "torch", "torchvision", "without_compiler", "without_weights"]

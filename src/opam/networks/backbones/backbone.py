@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from opam.networks.backbones.bodies import as_maps, create_body, last_maps, outline
+from opam.networks.backbones.bodies import as_maps, create_body, gives_tokens, last_maps
 from opam.networks.backbones.folding import fold, whole
 from opam.networks.backbones.pretrained import pretrained_weights
 from opam.networks.backbones.stages import Stage, stages_of
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.body = create_body(name)
-        self.tokens = outline(name).tokens
+        self.tokens = gives_tokens(self.body, name)
         self.stages: list[Stage] | None = None
         self.calls: dict[str, int] = {}
         self.folded = False

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from opam.pipeline.errors import OpamError, cause
-from opam.pipeline.libraries import timm, without_compiler
+from opam.pipeline.libraries import timm, without_compiler, without_weights
 
 WAYS: list[dict[str, Any]] = [
     {"global_pool": "", "dynamic_img_size": True},  # transformers that take images of other sizes
@@ -23,17 +23,15 @@ SMALLEST = 32
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What is known of a timm model without its weights.
+    """A timm model without its weights.
 
     Attributes:
         body: the model, on torch's meta device.
         way: the arguments that it is built with.
-        tokens: it gives B x tokens x C, not maps.
     """
 
     body: Any
     way: dict[str, Any]
-    tokens: bool
 
 
 def create_body(name: str, drop_path: float = 0.0, parameter: str = "drop_path") -> Any:
@@ -65,8 +63,7 @@ def outline(name: str) -> Outline:
     """Build the timm model ``name`` without memory.
 
     Raises:
-        OpamError: timm has none of that name, or it cannot be built without its classifier, or it
-            gives no feature maps.
+        OpamError: timm has none of that name, or it cannot be built without its classifier.
     """
     if name.startswith("hf-hub:"):
         raise OpamError(
@@ -78,30 +75,49 @@ def outline(name: str) -> Outline:
     problem: Exception = OpamError(name)
     for way in WAYS:
         try:
-            with torch.device("meta"), without_compiler():
+            with without_weights():
                 body: Any = timm.create_model(name, pretrained=False, num_classes=0, **way)
+            return Outline(body.eval(), way)
         except Exception as error:  # each family has its own
             problem = error
-            continue
-        try:
-            with torch.inference_mode(), without_compiler():
-                image = torch.zeros(1, *body.pretrained_cfg["input_size"], device="meta")
-                found = Outline(body.eval(), way, body.forward_features(image).ndim == 3)
-                maps = last_maps(body, image, found.tokens)
-        except Exception:
-            break
+    raise OpamError(
+        f"backbone.name: '{name}' cannot be built without its classifier ({cause(problem)}); "
+        "take another"
+    )
+
+
+def gives_tokens(body: Any, name: str) -> bool:
+    """Whether ``body`` gives B x tokens x C, not maps.
+
+    Args:
+        body: by `create_body`, before anything was done with it, on any device.
+        name: timm's.
+
+    Raises:
+        OpamError: it gives no feature maps.
+    """
+    training = body.training
+    try:
+        with torch.no_grad(), without_compiler():
+            parameter = next(body.parameters())
+            image = torch.zeros(1, *body.pretrained_cfg["input_size"], device=parameter.device)
+            tokens = bool(body.eval().forward_features(image).ndim == 3)
+            maps = last_maps(body, image, tokens)
         if maps.ndim == 4 and maps.shape[1] == body.num_features:
-            return found
-        break
-    else:
-        raise OpamError(
-            f"backbone.name: '{name}' cannot be built without its classifier ({cause(problem)}); "
-            "take another"
-        )
+            return tokens
+    except Exception:  # each family has its own
+        pass
+    finally:
+        body.train(training)
     raise OpamError(
         f"backbone.name: '{name}' gives no feature maps; take a network that looks at places, a "
         "ResNet, a ConvNeXt or a ViT say"
     )
+
+
+@cache
+def _tokens(name: str) -> bool:
+    return gives_tokens(outline(name).body, name)
 
 
 def last_maps(body: Any, images: torch.Tensor, tokens: bool) -> torch.Tensor:
@@ -113,7 +129,7 @@ def last_maps(body: Any, images: torch.Tensor, tokens: bool) -> torch.Tensor:
     Args:
         body: by `create_body`.
         images: float B x 3 x H x W.
-        tokens: of its `outline`.
+        tokens: by `gives_tokens`.
     """
     if tokens:
         (maps,) = body.forward_intermediates(
@@ -174,7 +190,7 @@ def _takes(name: str, size: int) -> bool:
     found = outline(name)
     try:
         with torch.inference_mode(), without_compiler():
-            last_maps(found.body, torch.zeros(1, 3, size, size, device="meta"), found.tokens)
+            last_maps(found.body, torch.zeros(1, 3, size, size, device="meta"), _tokens(name))
     except Exception:  # each family has its own
         return False
     return True

@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from opam.pipeline.errors import OpamError, cause, one_line
-from opam.pipeline.libraries import timm, without_compiler
+from opam.pipeline.libraries import timm, without_weights
 from opam.pipeline.outside import weights_file
 from opam.pipeline.ranks import rank
 
@@ -133,7 +133,7 @@ def _packaged(name: str) -> State:
 
 def timm_names(name: str) -> list[str]:
     """Names of all tensors of the timm model ``name``, classifier included, in order."""
-    with torch.device("meta"), without_compiler():
+    with without_weights():
         return list(timm.create_model(name, pretrained=False).state_dict())
 
 
