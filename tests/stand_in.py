@@ -30,8 +30,8 @@ SCRIPT = f"""
 import hashlib, json, os, pathlib, sys, yaml
 
 name, entry = sys.argv[1], "".join(sys.argv[2:])
-params = yaml.safe_load(open("params.yaml"))
-content = yaml.safe_load(open("dvc.yaml"))["stages"][name]
+params = yaml.load(open("params.yaml"), yaml.CSafeLoader)
+content = yaml.load(open("dvc.yaml"), yaml.CSafeLoader)["stages"][name]
 text = yaml.safe_dump(content.get("do", content)).replace("${{key}}", entry)
 own = [(each, "by") for each in ("filternet", "classnet", "objectnet", "partnet")]
 for section, key in (("backbone", "weights"), ("dataset", "path"), *own):
