@@ -1,11 +1,8 @@
 """The pipeline under DVC: what runs again when one parameter changes."""
 
 import copy
-import json
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from small_project import PYTHON, leaves
 from stand_in import PARAMS, STAGES, lay_out
+from warm import modified
 
 from opam.systems.systems import SYSTEMS
 
@@ -154,16 +152,6 @@ def other(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int | float) else f"{value}-other"
-
-
-@contextmanager
-def modified(path: str, fs: Any = None) -> Iterator[dict]:
-    """As DVC changes its lock file, but for comments: keeping these takes most of its time."""
-    place = Path(path)
-    content = yaml.load(place.read_text(), yaml.CSafeLoader) if place.exists() else {}
-    yield content
-    plain = json.loads(json.dumps(content))
-    place.write_text(yaml.dump(plain, Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
 def reproduce(folder: Path, *targets: str) -> list[str]:

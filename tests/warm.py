@@ -4,7 +4,8 @@
 what it was asked to run to it; that forks, and the fork runs it: as ``python`` would, with its
 arguments, folder, environment and files. It dies when the one who asked dies, however that comes.
 
-Nothing of the project is loaded before the fork: tests run copies of it that they change.
+Nothing of the project is loaded before the fork: tests run copies of it that they change. Of DVC
+one thing is another: how it writes its lock file (`modified`).
 """
 
 import atexit
@@ -23,8 +24,11 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
@@ -92,10 +96,22 @@ class Warm:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def modified(path: str, fs: object = None) -> Iterator[dict]:
+    """As DVC changes its lock file, but for comments: keeping these takes a second a stage."""
+    place = Path(path)
+    content = yaml.load(place.read_text(), yaml.CSafeLoader) if place.exists() else {}
+    yield content
+    plain = json.loads(json.dumps(content))
+    place.write_text(yaml.dump(plain, Dumper=yaml.CSafeDumper, sort_keys=False))
+
+
 def load() -> None:
     for name in PACKAGES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("dvc.dvcfile").modify_yaml = modified
     # By its path: under its own name it would be the project's.
     path = ROOT / "src/opam/pipeline/libraries.py"
     spec = importlib.util.spec_from_file_location("libraries_before_the_fork", path)
