@@ -26,6 +26,9 @@ PLUMBING = "opam.pipeline"
 DEPENDS_ON = "depends_on.json"
 """Beside kept shards: the `fingerprint` that they were computed with."""
 
+_begun: set[str] = set()
+"""Work that this process has asked for, and may ask for again."""
+
 Fingerprint = dict[str, str]
 """A digest of each thing that a result depends on, by its name."""
 
@@ -133,8 +136,9 @@ def in_shards(
     while (shard := _read_shard(folder, start, schema)) is not None:
         rows, start = shard
         yield rows
-    if 0 < start < total:
+    if start and (start < total or name not in _begun):
         print(f"{name}: resumed behind piece {start}", file=sys.stderr, flush=True)
+    _begun.add(name)
     size = execution.shard_size
     starts = range(start, total, size)
     if execution.engine == "ray":
