@@ -49,7 +49,8 @@ def main() -> None:
     if len(locations):
         title = "Share of photographs in which a cluster's part holds the location"
         console.print(terminal_table(title, *location_cells(locations)))
-    console.print(f"Fusion weights ({fusion['rule']}), chosen on val: {fusion_weights(fusion)}")
+    chosen = f"Fusion weights ({fusion['rule']}), chosen on photographs held out"
+    console.print(f"{chosen}: {fusion_weights(fusion)}")
     console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
     if "object_box" in metrics:
         box = metrics["object_box"]

@@ -54,7 +54,7 @@ def branch_cells(ablation: pd.DataFrame) -> Cells:
         ]
         for row, interval in zip(ablation.itertuples(), _intervals(ablation), strict=True)
     ]
-    return ["branches", "accuracy", "95% interval", "on val", "top-5", "calibration error"], rows
+    return ["branches", "accuracy", "95% interval", "held out", "top-5", "calibration error"], rows
 
 
 def location_cells(locations: pd.DataFrame) -> Cells:
