@@ -150,10 +150,7 @@ def fit_discriminant(
 
     def held_out(shrinkages: tuple[float, ...]) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows, and logits by layers that were fitted without their folds, float32 S x n x C."""
-        start = 0
-        for views in features():
-            rows = slice(start, start + len(views))
-            start = rows.stop
+        for rows, views in _with_rows(features()):
             boxes = torch.from_numpy(views[:, 0]).to(device)
             boxes = ((boxes - (centre + mean).to(boxes)) / spread.to(boxes)).float()
             logits = torch.zeros(len(shrinkages), len(boxes), classes, device=device)
@@ -191,6 +188,13 @@ def fit_discriminant(
     return Discriminant(*layer, np.concatenate(probabilities), known)
 
 
+def _with_rows(features: Iterable[np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
+    start = 0
+    for piece in features:
+        yield slice(start, start + len(piece)), piece
+        start += len(piece)
+
+
 def _moments(
     features: Iterable[np.ndarray],
     labels: np.ndarray,
@@ -201,10 +205,7 @@ def _moments(
     """A centre, float64 D, that is near the mean, and the moments of each fold about it."""
     centre: torch.Tensor | None = None
     found: list[_Moments] = []
-    start = 0
-    for block in features:
-        rows = slice(start, start + len(block))
-        start = rows.stop
+    for rows, block in _with_rows(features):
         views, width = block.shape[1:]
         if centre is None:
             centre = torch.from_numpy(block.mean((0, 1)))
