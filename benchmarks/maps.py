@@ -109,7 +109,7 @@ def measure() -> list[dict[str, object]]:
     generator = np.random.default_rng(0)
 
     def cams(crops: torch.Tensor) -> Any:
-        maps, logits = classnet.maps_and_logits(crops)
+        maps, logits = classnet.maps_and_logits(classnet.maps(crops))
         return predicted_class_maps(maps, logits, classnet.head.weight.double(), len(ten))
 
     def common_maps(crops: torch.Tensor) -> Any:

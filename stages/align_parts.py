@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from opam.engine.crops import CropBatches
-from opam.engine.forward import forward
+from opam.engine.forward import forward_by_maps, kept_as
 from opam.method.alignment import (
     AlignmentParams,
     assign_parts,
@@ -17,6 +17,7 @@ from opam.method.alignment import (
     contrast,
     group_activations,
 )
+from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
@@ -51,12 +52,18 @@ def main() -> None:
         read=Photographs(manifest, execution.decoded_gigabytes),
     )
 
-    def responses_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
-        return (network.neuron_responses(crops, module),)
+    kept = None
+    if network.rooted:  # its neurons are the pretrained backbone's
+        kept = kept_as("responses", execution, state_digest(network.backbone.body), module)
 
-    found = np.concatenate(
-        [each for (each,) in forward(network, responses_of, batches, execution, "parts")]
-    )
+    def responses_of(crops: torch.Tensor) -> torch.Tensor:
+        return network.neuron_responses(crops, module)[..., None, None]
+
+    def flat(responses: torch.Tensor) -> tuple[torch.Tensor]:
+        return (responses.flatten(1),)
+
+    how = batches, kept, execution, "parts"
+    found = np.concatenate([each for (each,) in forward_by_maps(network, responses_of, flat, *how)])
     responses = np.split(found, np.cumsum(batches.counts)[:-1])
 
     if params.similarity == "contrast" and params.clusters > 1:

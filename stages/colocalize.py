@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from opam.engine.crops import CropBatches
-from opam.engine.forward import forward, whole_groups
+from opam.engine.forward import forward_by_maps, kept_as, whole_groups
 from opam.method.colocalization import (
     ColocalizationParams,
     moments,
@@ -52,27 +52,33 @@ def main() -> None:
             paths, boxes, params.input_size, size, mirrored, unit=True, read=photographs
         )
 
-    def moments_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return moments(backbone.shared_maps(crops, params.layer))
+    weights = state_digest(backbone.body)
+    kept = kept_as("maps", execution, weights, params.layer)
+
+    def shared_maps(crops: torch.Tensor) -> torch.Tensor:
+        return backbone.shared_maps(crops, params.layer)
 
     training = batches_of(manifest[manifest["split"] == "train"], [False])
     mean, component = principal_component(
-        forward(backbone, moments_of, training, execution, "principal component")
+        forward_by_maps(
+            backbone, shared_maps, moments, training, kept, execution, "principal component"
+        )
     )
     views = batches_of(manifest, [False, True])
     image_ids = manifest["image_id"].to_numpy()
 
-    def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
-        return (object_maps(backbone.shared_maps(crops, params.layer), mean, component),)
+    def maps_of(shared: torch.Tensor) -> tuple[torch.Tensor]:
+        return (object_maps(shared, mean, component),)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         done = first * views.batch_size // 2
-        for (maps,) in forward(backbone, maps_of, views, execution, "object maps", first, group=2):
+        how = views, kept, execution, "object maps", first, 2
+        for (maps,) in forward_by_maps(backbone, shared_maps, maps_of, *how):
             ids = image_ids[done : done + len(maps)]
             done += len(maps)
             yield map_rows(ids, maps, "map")
 
-    weights, bits = state_digest(backbone.body), execution.same_bits()
+    bits = execution.same_bits()
     inputs = fingerprint(RAW, MANIFEST, backbone_params, params, weights=weights, execution=bits)
     shards = in_shards("object_maps", inputs, "object_maps", len(views), rows_from, execution)
     write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)

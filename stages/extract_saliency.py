@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from opam.engine.crops import CropBatches
-from opam.engine.forward import forward, whole_groups
+from opam.engine.forward import forward_by_maps, kept_as, whole_groups
 from opam.method.saliency import SaliencyParams, merge_views, predicted_class_maps, views_of
+from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import map_rows, read_table, write_table_in_pieces
@@ -44,13 +45,18 @@ def main() -> None:
     )
     image_ids = manifest["image_id"].to_numpy()
 
-    def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features, logits = network.maps_and_logits(crops)
+    kept = None
+    if network.rooted:  # its maps are the pretrained backbone's
+        kept = kept_as("maps", execution, state_digest(network.backbone.body))
+
+    def class_maps_of(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, logits = network.maps_and_logits(maps)
         return predicted_class_maps(features, logits, network.head.weight.double(), len(boxes))
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         done = first * batches.batch_size // len(boxes)
-        views = forward(network, maps_of, batches, execution, "saliency", first, group=len(boxes))
+        how = batches, kept, execution, "saliency", first, len(boxes)
+        views = forward_by_maps(network, network.maps, class_maps_of, *how)
         for labels, maps in views:
             ids = image_ids[done : done + len(labels)]
             done += len(labels)

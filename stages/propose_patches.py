@@ -4,7 +4,6 @@ Run by itself: ``python stages/propose_patches.py``.
 """
 
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from opam.photographs.decoding.images import Photographs, decoded
 from opam.pipeline.artifacts import BOX, read_table, write_table_in_pieces
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.environment import installed_versions
-from opam.pipeline.kept import of_each, version_of
+from opam.pipeline.kept import digest_of, of_each, version_of
 from opam.pipeline.params import read_params
 from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
@@ -50,14 +49,16 @@ def main() -> None:
     def boxes_of(rows: pd.DataFrame) -> Iterator[np.ndarray]:
         """Of each photograph; one that was searched before on this machine is not again."""
         photographs_of = rows[["sha256", "width", "height"]].to_numpy(object)
-        digests = [sha256(repr([*each]).encode()).hexdigest() for each in photographs_of]
+        digests = [digest_of(*each) for each in photographs_of]
 
         def searched(places: list[int]) -> Iterator[np.ndarray]:
             where = map(photographs.where, rows["path"].iloc[places])
             jobs = (delayed(propose_for)(each, params) for each in where)
-            return in_processes(jobs, execution.processes)
+            for found in in_processes(jobs, execution.processes):
+                yield found[:, None]
 
-        return of_each(version, digests, searched, np.int32, execution.decoded_gigabytes)
+        for found in of_each(version, digests, searched, np.int32, execution.decoded_gigabytes):
+            yield found[:, 0]
 
     def tables_from(first: int) -> Iterator[pd.DataFrame]:
         # On a cluster each shard begins anew.

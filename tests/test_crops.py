@@ -11,7 +11,6 @@ from opam.engine.crops import (
     AHEAD,
     CropBatches,
     TrainingCrops,
-    batch_rows,
     centre_boxes,
     cut,
     load_ahead,
@@ -22,6 +21,7 @@ from opam.engine.scoring import (
     pooled_probabilities,
     score_crops,
     score_crops_shared,
+    shared_maps,
 )
 from opam.engine.training.samples import whole_images
 from opam.networks.backbones.backbone import Backbone
@@ -244,7 +244,9 @@ def test_scores_of_parts_are_their_means_by_cluster() -> None:
 
 def test_rows_of_batches_are_those_of_the_photographs() -> None:
     counts = np.array([3, 0, 7, 1])
-    rows = [batch_rows(batch, np.cumsum([0, *counts]), 4) for batch in range(3)]
+    batches = CropBatches(["x"] * 4, [np.zeros((n, 4)) for n in counts], 8, 4)
+    assert len(batches) == 3
+    rows = [batches.rows(batch) for batch in range(3)]
     photographs = np.concatenate([photograph for photograph, _ in rows])
     crops = np.concatenate([crop for _, crop in rows])
     assert photographs.tolist() == [0] * 3 + [2] * 7 + [3]
@@ -297,7 +299,7 @@ def test_shared_scores_are_pooled_from_the_photograph(photographs: pd.DataFrame)
     image = torch.from_numpy(read_image(photographs["path"].iloc[0]).copy()).permute(2, 0, 1)
     image = torch.nn.functional.interpolate(image[None], (96, 160))[0]
     boxes = torch.tensor([[0.0, 0, 160, 96], [40, 16, 104, 80], [100, 50, 130, 70]])
-    found = pooled_probabilities(network, image, boxes)
+    found = pooled_probabilities(network, shared_maps(network, image), boxes / 32)
     with torch.inference_mode():
         maps = network.backbone(image[None])
         assert maps.shape[2:] == (3, 5)
@@ -345,8 +347,8 @@ def test_a_shared_crop_is_taken_from_the_size_at_which_it_is_seen_exactly(
     """80 x 60 photographs are seen 64 and 192 wide: the whole in the one, a third in the other."""
     seen: list[tuple[int, int]] = []
 
-    def record(network: CamNetwork, image: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        seen.extend((image.shape[2], round(box[2].item())) for box in boxes)
+    def record(network: CamNetwork, maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        seen.extend((maps.shape[3] * 32, round(box[2].item() * 32)) for box in boxes)
         return torch.zeros(len(boxes), network.heads, network.classes)
 
     monkeypatch.setattr("opam.engine.scoring.pooled_probabilities", record)

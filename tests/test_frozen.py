@@ -1,5 +1,6 @@
 """The pipeline that trains nothing: discriminants for networks, features kept by content."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,9 +14,14 @@ from small_project import STAGES, Undisturbed, call, digests, preset, script
 
 from opam import Classifier
 from opam.app.check_params import check
+from opam.engine import scoring
+from opam.engine.crops import CropBatches
 from opam.engine.discriminant import features
 from opam.engine.discriminant.features import features_of
+from opam.engine.forward import forward_by_maps
+from opam.engine.scoring import score_crops_shared
 from opam.networks.backbones.backbone import Backbone
+from opam.networks.cam_network import CamNetwork
 from opam.photographs.decoding.images import Photographs, read_image
 from opam.pipeline import kept
 from opam.pipeline.artifacts import read_table
@@ -24,6 +30,11 @@ from opam.pipeline.errors import OpamError
 from opam.pipeline.params import NETWORKS
 
 BEHIND_PREPARE = STAGES[STAGES.index("propose_patches") : STAGES.index("train_baseline@finetune")]
+LOOKS = (
+    *(f"train_{name}" for name in NETWORKS),
+    *("score_patches", "extract_saliency", "colocalize", "align_parts", "score_images"),
+)
+"""Stages that show photographs to a network."""
 BRANCHES = {"classnet": 1, "objectnet": 1, "partnet": 2}
 
 
@@ -31,6 +42,7 @@ def frozen(params: dict) -> dict:
     """The parameters of a run without training."""
     for name in NETWORKS:
         params[name] |= {"by": "discriminant", "views": 1}
+    params["scoring"] = "shared"
     params["prepare"]["val_fraction"] = 0.0
     params["probes"]["enabled"] = False
     params["fusion"]["scores"] = "networks"
@@ -46,12 +58,29 @@ def untrained(stage: str) -> list[str]:
     return command
 
 
+LOOKED = """
+
+_body_maps = Backbone._body_maps
+
+
+def counted(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+    with open("looked_at.txt", "a") as file:
+        file.write(f"{len(images)}\\n")
+    return _body_maps(self, images)
+
+
+Backbone._body_maps = counted
+"""
+
+
 @pytest.mark.slow
 def test_the_whole_pipeline_trains_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed.untouched, folder)
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(frozen(yaml.safe_load(path.read_text()))))
+    with (folder / "src/opam/networks/backbones/backbone.py").open("a") as file:
+        file.write(LOOKED)
     shutil.rmtree(folder / "data/out_of_fold")
     shutil.rmtree(folder / "data/scores")
     for stage in ["prepare", *BEHIND_PREPARE]:
@@ -81,12 +110,14 @@ def test_the_whole_pipeline_trains_nothing(undisturbed: Undisturbed, tmp_path: P
         done = call(folder, *script(stage))
         assert done.returncode == 0, done.stderr
 
-    # From features that are kept, to the same bytes.
+    # From features and maps that are kept, to the same bytes.
     before = digests(folder)
-    for stage in ("train_partnet", "score_images"):
+    (folder / "looked_at.txt").unlink()
+    for stage in LOOKS:
         done = call(folder, *untrained(stage))
         assert done.returncode == 0, done.stderr
     assert digests(folder) == before
+    assert not (folder / "looked_at.txt").exists()
 
 
 @pytest.fixture
@@ -141,6 +172,98 @@ def test_one_more_photograph_costs_its_own_features(rows: pd.DataFrame) -> None:
     fresh, seen = computed(rows.iloc[[3, 9, *range(3)]])
     assert len(seen) == 5
     assert np.array_equal(fresh, more)
+
+
+class Looked(torch.nn.Module):
+    """A backbone that counts the crops that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.network = CamNetwork(Backbone("test_efficientnet"), 3, rooted=256).eval()
+        self.seen = 0
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images)
+        return self.network.maps(images)
+
+
+BY_MAPS = ExecutionParams(device="cpu", threads=1, workers=0, batch_size=4)
+VIEWS = np.array([[0.0, 0.0, 1.0, 1.0]] * 2)
+
+
+def by_maps(rows: pd.DataFrame, kept_as: str | None, first: int = 0) -> tuple[np.ndarray, int]:
+    """Means over both views of each photograph, and how many crops were looked at."""
+    looked = Looked()
+    read = Photographs(rows, 1.0)
+    paths, boxes = rows["path"].tolist(), [VIEWS] * len(rows)
+    batches = CropBatches(paths, boxes, 64, 4, [False, True], unit=True, read=read)
+
+    def function(maps: torch.Tensor) -> tuple[torch.Tensor]:
+        return (maps.flatten(1).mean(1).view(-1, 2).mean(1),)
+
+    how = batches, kept_as, BY_MAPS, "maps", first, 2
+    found = [each for (each,) in forward_by_maps(looked, looked.maps, function, *how)]
+    return np.concatenate(found), looked.seen
+
+
+@pytest.fixture
+def files(rows: pd.DataFrame) -> pd.DataFrame:
+    """Photographs as `Photographs` wants them."""
+    digest = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in rows["path"]]
+    return rows.assign(sha256=digest)
+
+
+@pytest.mark.usefixtures("apart")
+def test_maps_are_computed_once_for_each_crop(files: pd.DataFrame) -> None:
+    plain, seen = by_maps(files.iloc[:5], None)
+    assert seen == 10
+    first, seen = by_maps(files.iloc[:5], "maps")
+    assert seen == 12  # the last batch is filled up
+    np.testing.assert_allclose(first, plain, rtol=1e-4)
+    again, seen = by_maps(files.iloc[:5], "maps")
+    assert seen == 0
+    assert np.array_equal(again, first)
+    rest, seen = by_maps(files.iloc[:5], "maps", first=1)
+    assert seen == 0
+    assert np.array_equal(rest, first[2:])
+    more, seen = by_maps(files.iloc[[7, *range(4)]], "maps")
+    assert seen == 4  # two views of one, filled up
+    assert np.array_equal(more[1:], first[:4])
+    _, seen = by_maps(files.iloc[:5], "of another backbone")
+    assert seen == 12
+    # Whatever was there first, they are the bytes of computing all of them.
+    shutil.rmtree("cache")
+    fresh, _ = by_maps(files.iloc[[7, *range(4)]], "maps")
+    assert np.array_equal(fresh, more)
+
+
+@pytest.mark.usefixtures("apart")
+def test_shared_scores_of_kept_maps(files: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = scoring.shared_maps
+
+    def counted(network: CamNetwork, image: torch.Tensor) -> torch.Tensor:
+        seen.append(image.shape[2])
+        return real(network, image)
+
+    monkeypatch.setattr(scoring, "shared_maps", counted)
+    boxes = np.array([[0, 0, 80, 60], [0, 0, 20, 20]])
+    network = Looked().network
+
+    def scores(rows: pd.DataFrame, kept_as: str | None) -> list[np.ndarray]:
+        seen.clear()
+        paths, read = rows["path"].tolist(), Photographs(rows, 1.0)
+        how = [boxes] * len(paths), 64, BY_MAPS, "scores", 0, read, kept_as
+        return list(score_crops_shared(network, paths, *how))
+
+    plain = scores(files.iloc[:3], None)
+    assert seen == [64, 192] * 3
+    for count, looked in ((3, 3), (3, 0), (4, 1)):
+        found = scores(files.iloc[:count], "maps")
+        assert seen == [64, 192] * looked
+        assert all(map(np.array_equal, plain, found[:3]))
 
 
 @pytest.mark.usefixtures("apart")

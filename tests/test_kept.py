@@ -315,13 +315,13 @@ def test_of_many_what_is_missing_is_made_in_order() -> None:
 
     def make(places: list[int]) -> list[np.ndarray]:
         asked.append(places)
-        return [np.full((place + 1, 4), place, np.int32) for place in places]
+        return [np.full((place + 1, 1, 4), place, np.int32) for place in places]
 
     def found(digests: list[str]) -> list[list[list[int]]]:
         return [each.tolist() for each in kept.of_each("v", digests, make, np.int32, 1.0)]
 
     digests = [f"{number:064x}" for number in range(5)]
-    every = [np.full((place + 1, 4), place).tolist() for place in range(5)]
+    every = [np.full((place + 1, 1, 4), place).tolist() for place in range(5)]
     assert found(digests) == every
     assert found(digests) == every
     assert asked == [[0, 1, 2, 3, 4]]

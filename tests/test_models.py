@@ -81,7 +81,7 @@ def test_a_backbone_of_any_family_gives_maps_neurons_and_stages(name: str) -> No
     weights, module = network.neuron_weights(None)
     assert (found, response) == (family.layer, module)
     with torch.no_grad():
-        maps, logits = network.maps_and_logits(images)
+        maps, logits = network.maps_and_logits(network.maps(images))
         assert maps.shape == (2, backbone.channels, family.places, family.places)
         assert len({*maps[0].flatten(1).std(0).tolist()}) > 1, "every place is the same"
         assert torch.allclose(network(images)[:, 0], logits, atol=1e-4)

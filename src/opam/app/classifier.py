@@ -282,7 +282,7 @@ class Classifier:
         boxes, mirrored = views_of(params.crops)
 
         def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            features, logits = network.maps_and_logits(crops)
+            features, logits = network.maps_and_logits(network.maps(crops))
             return predicted_class_maps(features, logits, network.head.weight.double(), len(boxes))
 
         every = [boxes] * len(images)

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.photographs.decoding.images import read_image
+from opam.photographs.decoding.images import Photographs, read_image
 from opam.pipeline.artifacts import BOX
+from opam.pipeline.kept import digest_of
 
 Read = Callable[[Any], np.ndarray]
 """A photograph by its path, uint8 H x W x 3, RGB: `Photographs`, say."""
@@ -167,9 +169,27 @@ class CropBatches:
         self.read = read
         self.counts = np.array([len(each) for each in boxes], dtype=np.int64)
         self.before = np.r_[0, np.cumsum(self.counts)]
+        self.chosen: Sequence[int] = range(int(self.before[-1]))
 
     def __len__(self) -> int:
-        return math.ceil(self.before[-1] / self.batch_size)
+        return math.ceil(len(self.chosen) / self.batch_size)
+
+    def only(self, crops: Sequence[int]) -> "CropBatches":
+        """Batches of some of the crops, by their number in all of them."""
+        found = copy(self)
+        found.chosen = crops
+        return found
+
+    def digests(self, photographs: Photographs, first: int, stop: int) -> list[str]:
+        """Of each crop in batches ``first`` to ``stop`` a digest of what decides on its pixels."""
+        found = []
+        for number in range(first, stop):
+            for item, row in zip(*self.rows(number), strict=True):
+                box = np.asarray(self.boxes[item][row], dtype=np.float64).tolist()
+                turned = self.mirrored is not None and bool(self.mirrored[row])
+                shown = box, self.unit, self.fraction, turned, self.size
+                found.append(digest_of(photographs.content(self.paths[item]), *shown))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which holds photographs of its own."""
@@ -181,8 +201,11 @@ class CropBatches:
         return lru_cache(maxsize=HELD)(self.read)
 
     def rows(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """`batch_rows` of a batch."""
-        return batch_rows(number, self.before, self.batch_size)
+        """For each crop of a batch its photograph's index, and its own within the photograph."""
+        own = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        crops = np.asarray(self.chosen[own], dtype=np.int64)
+        photograph = np.searchsorted(self.before[1:], crops, side="right")
+        return photograph, crops - self.before[photograph]
 
     def __getitem__(self, number: int) -> torch.Tensor:
         photograph, row = self.rows(number)
@@ -196,22 +219,6 @@ class CropBatches:
             mirrored = None if self.mirrored is None else self.mirrored[rows]
             crops.append(cut(image, centre_boxes(boxes, self.fraction), self.size, mirrored))
         return torch.cat(crops)
-
-
-def batch_rows(batch: int, before: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which crops a batch of `CropBatches` holds.
-
-    Args:
-        batch: its number, from 0.
-        before: int N + 1, crops before each photograph, and of all.
-        batch_size: crops a batch.
-
-    Returns:
-        For each crop the photograph's index, and the crop's index within the photograph.
-    """
-    rows = np.arange(batch * batch_size, min((batch + 1) * batch_size, before[-1]))
-    photograph = np.searchsorted(before[1:], rows, side="right")
-    return photograph, rows - before[photograph]
 
 
 def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:

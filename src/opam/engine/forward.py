@@ -2,23 +2,33 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from opam.engine import crops as cutting
 from opam.engine.crops import CropBatches, load_ahead
+from opam.networks.backbones import backbone as backbones
 from opam.networks.backbones.backbone import fold_batch_norm
+from opam.photographs.decoding import images
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.environment import installed_versions
 from opam.pipeline.errors import OpamError
+from opam.pipeline.kept import of_each, version_of
 from opam.pipeline.progress import progress
 
 Arrays = tuple[np.ndarray, ...]
+Function = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 def forward(
     network: nn.Module,
-    function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    function: Function,
     batches: CropBatches,
     execution: ExecutionParams,
     description: str,
@@ -87,6 +97,91 @@ def forward(
         waiting = found
     if waiting is not None:
         yield _arrays(waiting)
+
+
+def forward_by_maps(
+    network: nn.Module,
+    maps: Callable[[torch.Tensor], torch.Tensor],
+    function: Function,
+    batches: CropBatches,
+    kept: str | None,
+    execution: ExecutionParams,
+    description: str,
+    first: int = 0,
+    group: int = 1,
+) -> Iterator[Arrays]:
+    """`forward` of ``function`` of ``maps``, which are kept by what each crop shows.
+
+    On the CPU a crop that was looked at before is not looked at again; a GPU computes maps in less
+    time than they are read.
+
+    Args:
+        network: brought to the device.
+        maps: of it and uint8 B x 3 x S x S there; gives float B x C x h x w.
+        function: of these, a batch's at a time; as in `forward`.
+        batches: of crops, read by `Photographs`.
+        kept: `kept_as` of what decides on the maps beside the crops; None: none are kept.
+        execution: device, threads, workers, room.
+        description: shown with the progress.
+        first: batch to begin with.
+        group: crops that ``function`` must get together; batches hold whole groups.
+
+    Raises:
+        OpamError: as `forward`.
+    """
+    photographs, size = batches.read, batches.batch_size
+    if kept is None or prepare_device(execution).type != "cpu":
+
+        def both(crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return function(maps(crops))
+
+        yield from forward(network, both, batches, execution, description, first, group)
+        return
+
+    def filled(crops: torch.Tensor) -> tuple[torch.Tensor]:
+        return (maps(whole_batch(crops, size))[: len(crops)],)
+
+    def made(places: list[int]) -> Iterator[np.ndarray]:
+        missing = batches.only([first * size + place for place in places])
+        for (found,) in forward(network, filled, missing, execution, description):
+            yield from found
+
+    assert isinstance(photographs, Photographs)
+    # On a cluster each shard begins anew.
+    stop = first + execution.shard_size if execution.engine == "ray" else len(batches)
+    digests = batches.digests(photographs, first, min(stop, len(batches)))
+    found = of_each(kept, digests, made, np.float32, execution.decoded_gigabytes)
+    while batch := [*islice(found, size)]:
+        with torch.inference_mode():
+            given = function(torch.from_numpy(np.stack(batch)))
+        yield _arrays(given)
+
+
+def whole_batch(crops: torch.Tensor, size: int) -> torch.Tensor:
+    """Crops, channels last, filled up to ``size``: a batch's shape may decide on the last bits."""
+    full = torch.cat([crops, crops[-1:].expand(size - len(crops), -1, -1, -1)])
+    return full.contiguous(memory_format=torch.channels_last)
+
+
+def kept_as(
+    kind: str, execution: ExecutionParams, *how: object, code: tuple[Path, ...] = ()
+) -> str:
+    """What `opam.pipeline.kept` calls what a backbone says of crops: all that decides on its bits.
+
+    Args:
+        kind: a word.
+        execution: device, threads, batch size.
+        how: anything else, by its ``repr``: a digest of the backbone's weights, a layer.
+        code: files that it depends on beside this one, the backbones and what cuts crops.
+    """
+    return version_of(kind, [*_code(), *code], *how, execution.same_bits(), installed_versions())
+
+
+@cache
+def _code() -> list[Path]:
+    rooms = (Path(module.__file__ or "").parent for module in (backbones, images))
+    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    return [*files, Path(cutting.__file__), Path(__file__)]
 
 
 def _arrays(tensors: tuple[torch.Tensor, ...]) -> Arrays:

@@ -18,8 +18,9 @@ from torch.nn.functional import conv2d
 from opam.engine.crops import CropBatches, Read, load_ahead
 from opam.engine.forward import forward
 from opam.networks.cam_network import CamNetwork
-from opam.photographs.decoding.images import read_image
+from opam.photographs.decoding.images import Photographs, read_image
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.kept import digest_of, of_each
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.progress import progress
 
@@ -73,6 +74,7 @@ def score_crops_shared(
     description: str,
     first: int = 0,
     read: Read = read_image,
+    kept: str | None = None,
 ) -> Iterator[np.ndarray]:
     """Score all crops of each photograph in order from feature maps that they share.
 
@@ -85,16 +87,30 @@ def score_crops_shared(
         description: shown with the progress.
         first: photograph to begin with.
         read: gives the photographs.
+        kept: as in `opam.engine.forward.forward_by_maps`: maps are kept by the photograph.
 
     Yields:
         Of each photograph, float32 N_i x heads x C.
     """
     device = prepare_device(execution)
     network.to(device)
+    keeps = kept is not None and device.type == "cpu"
     view_sides = [round(size * each) for each in SHARED_SIDES]
 
     def views_of(item: int) -> tuple[list[torch.Tensor], tuple[int, int]]:
         return whole_views(read(paths[item]), view_sides)
+
+    def maps_of(item: int, level: int, view: torch.Tensor) -> torch.Tensor:
+        def made(_: list[int]) -> Iterator[np.ndarray]:
+            yield shared_maps(network, view.to(device))[0].numpy()
+
+        if not keeps:
+            return shared_maps(network, view.to(device))
+        assert kept is not None
+        assert isinstance(read, Photographs)
+        digest = digest_of(read.content(paths[item]), view_sides[level])
+        [maps] = of_each(kept, [digest], made, np.float32, execution.decoded_gigabytes)
+        return torch.from_numpy(maps.copy())[None]
 
     items = range(first, len(paths))
     largest = sum(3 * (side + STRIDE) ** 2 for side in view_sides)
@@ -112,32 +128,36 @@ def score_crops_shared(
         for level, view in enumerate(views):
             chosen = nearest == level
             if chosen.any():
-                scores[chosen] = pooled_probabilities(
-                    network, view.to(device), scaled[level][chosen].to(device)
-                )
+                maps = maps_of(item, level, view)
+                own = scaled[level][chosen].to(device) * maps.shape[3] / view.shape[2]
+                scores[chosen] = pooled_probabilities(network, maps, own)
         yield scores.numpy()
 
 
+def shared_maps(network: CamNetwork, image: torch.Tensor) -> torch.Tensor:
+    """float32 1 x channels x h x w of uint8 3 x H x W, sides that the network's stride divides."""
+    with torch.inference_mode(), autocast(image.device):
+        return network.maps(image[None]).float()
+
+
 def pooled_probabilities(
-    network: CamNetwork, image: torch.Tensor, boxes: torch.Tensor
+    network: CamNetwork, maps: torch.Tensor, boxes: torch.Tensor
 ) -> torch.Tensor:
     """Softmax of boxes whose features are pooled from one image's maps.
 
     Args:
         network: in evaluation mode.
-        image: uint8 3 x H x W, sides that the network's stride divides.
-        boxes: float N x 4, in pixels of it.
+        maps: its `shared_maps`.
+        boxes: float N x 4, in cells of these.
 
     Returns:
         float32 N x heads x C, on the CPU.
     """
-    with torch.inference_mode(), autocast(image.device):
-        maps = network.maps(image[None]).float()
-        scale = maps.shape[3] / image.shape[2]
+    with torch.inference_mode(), autocast(maps.device):
         if not network.rooted:
             # The head is linear, and so is pooling: after it there are fewer maps to pool.
             maps = conv2d(maps, network.head.weight[:, :, None, None], network.head.bias).float()
-        bins = torchvision.ops.roi_align(maps, [boxes], POOLED, scale, SAMPLES, aligned=True)
+        bins = torchvision.ops.roi_align(maps, [boxes], POOLED, 1.0, SAMPLES, aligned=True)
         pooled = bins.mean((2, 3))
         logits = network.logits(pooled) if network.rooted else pooled
     return logits.view(-1, network.heads, network.classes).softmax(2).cpu()

@@ -63,7 +63,7 @@ class CamNetwork(nn.Module):
         features = roots(means) if self.rooted else means
         return self.head(features).view(-1, self.heads, self.classes)
 
-    def maps_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def maps_and_logits(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps that the linear layers' weights turn into class activation maps, and logits.
 
         A root is the mean over the size of its own root: so what a discriminant reads is the mean
@@ -71,12 +71,12 @@ class CamNetwork(nn.Module):
         is as often negative as positive the divisor has a floor (`LEAST`).
 
         Args:
-            images: uint8 B x 3 x H x W.
+            maps: what `maps` gives, float B x channels x h x w.
 
         Returns:
             float64 B x channels x h x w, float B x (heads * C).
         """
-        maps = self.maps(images).float()
+        maps = maps.float()
         means = maps.mean((2, 3))
         logits = self.logits(means).flatten(1).float()
         if self.rooted:

@@ -64,8 +64,8 @@ class ExecutionParams(Params):
         20.0,
         ge=0,
         description="disk space on this machine for what is made of a photograph alone (pixels, "
-        "proposals, features of discriminants), in $OPAM_CACHE or ~/.cache/opam; 0: nothing is "
-        "added, all is made each time",
+        "proposals, features and maps of the pretrained backbone), in $OPAM_CACHE or "
+        "~/.cache/opam; 0: nothing is added, all is made each time",
     )
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"

@@ -88,6 +88,11 @@ def version_of(kind: str, code: Iterable[Path], *values: object) -> str:
     return f"{kind}-{digest.hexdigest()[:16]}"
 
 
+def digest_of(*values: object) -> str:
+    """A digest of values, by their ``repr``."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
 def find(version: str, digest: str) -> np.ndarray | None:
     """The bytes that `keep` kept, mapped into memory; None where there are none."""
     found = _read(_place(version, digest), lambda _: True)
@@ -115,7 +120,7 @@ def of_each(
         version: as in `made_once`.
         digests: of what each is made from, hexadecimal.
         make: makes those at the given places, in their order and as they are asked for: arrays
-            with two axes.
+            with three axes.
         kind: of their numbers.
         gigabytes: as in `made_once`.
     """
@@ -126,9 +131,9 @@ def of_each(
         if known is None:  # or it has gone since
             array = next(made) if place in unknown else next(iter(make([place])))
             array = np.ascontiguousarray(array, dtype=kind)
-            known = array.view(np.uint8).reshape(*array.shape, array.itemsize)
+            known = array.view(np.uint8)
             keep(version, digest, known, gigabytes)
-        yield known.view(kind)[..., 0]
+        yield known.view(kind)
 
 
 def _place(version: str, digest: str) -> Path:

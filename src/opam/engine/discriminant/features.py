@@ -8,7 +8,6 @@ the same shape: so features are the same bytes whichever other photographs there
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -18,13 +17,10 @@ import torch
 
 from opam.engine import crops, forward
 from opam.networks import cam_network
-from opam.networks.backbones import backbone as backbones
 from opam.networks.backbones.backbone import Backbone
-from opam.photographs.decoding import images
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.device import ExecutionParams
-from opam.pipeline.environment import installed_versions
-from opam.pipeline.kept import of_each, version_of
+from opam.pipeline.kept import digest_of, of_each
 from opam.pipeline.resume import in_shards
 
 AREAS = (0.35, 1.4)
@@ -86,8 +82,8 @@ def features_of(
     size = forward.whole_groups(each, execution)
     photographs = size // each
     pieces = math.ceil(len(rows) / photographs)
-    how = weights, input_size, each, execution.same_bits(), installed_versions()
-    version = version_of("features", _code(), *how)
+    code = Path(cam_network.__file__), Path(__file__)
+    version = forward.kept_as("features", execution, weights, input_size, each, code=code)
     backbone.to(memory_format=torch.channels_last)
 
     def features(own: pd.DataFrame) -> Iterator[np.ndarray]:
@@ -99,7 +95,8 @@ def features_of(
             chosen = [boxes[place] for place in places]
             return _computed(backbone, paths, chosen, sizes, execution, name, read)
 
-        return of_each(version, digests, computed, np.float32, execution.decoded_gigabytes)
+        found = of_each(version, digests, computed, np.float32, execution.decoded_gigabytes)
+        return (each[0] for each in found)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         for start in range(first, pieces, execution.shard_size):
@@ -149,7 +146,7 @@ def _digests_and_views(
     digests, views = [], []
     photographs = rows[["sha256", "width", "height"]].to_numpy(object)
     for photograph, box in zip(photographs, rows[BOX].to_numpy(), strict=True):
-        digest = hashlib.sha256(f"{[*photograph]} {box.tolist()} {seed}".encode()).hexdigest()
+        digest = digest_of(*photograph, box.tolist(), seed)
         generator = np.random.default_rng(int(digest[:16], 16))
         digests.append(digest)
         views.append(random_views(box, max(0, each - 2), generator)[:each])
@@ -165,29 +162,15 @@ def _computed(
     name: str,
     read: crops.Read,
 ) -> Iterator[np.ndarray]:
-    """Features of each photograph's boxes, float32 V x D; ``sizes``: of crops, batches and V."""
-    if not paths:
-        return
+    """Features of each photograph's boxes, float32 1 x V x D; ``sizes``: of crop, batch and V."""
     input_size, size, each = sizes
     mirrored = [view % 2 == 1 for view in range(each)]
     batches = crops.CropBatches(paths, boxes, input_size, size, mirrored, read=read)
 
     def pooled(batch: torch.Tensor) -> tuple[torch.Tensor]:
-        # The last batch is filled up, for its shape may decide on the last bits.
-        full = torch.cat([batch, batch[-1:].expand(size - len(batch), -1, -1, -1)])
-        full = full.contiguous(memory_format=torch.channels_last)
-        means = backbone.feature_maps(full, None).mean((2, 3))
+        means = backbone.feature_maps(forward.whole_batch(batch, size), None).mean((2, 3))
         return (cam_network.roots(means)[: len(batch)].float(),)
 
     how = execution, f"features of {name}"
     for (found,) in forward.forward(backbone, pooled, batches, *how):
-        yield from found.reshape(-1, each, found.shape[1])
-
-
-@cache
-def _code() -> list[Path]:
-    """Files that features depend on."""
-    rooms = (Path(module.__file__ or "").parent for module in (backbones, images))
-    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    modules = crops, forward, cam_network
-    return [*files, *(Path(module.__file__ or "") for module in modules), Path(__file__)]
+        yield from found.reshape(-1, 1, each, found.shape[1])

@@ -335,10 +335,15 @@ class Photographs:
         """
         return decoded(*self.where(path)).pixels if path in self.known else read_image(path)
 
+    def content(self, path: str) -> tuple[str, int]:
+        """What decides on a photograph's pixels: its file's digest, its longer side in pixels."""
+        sha256, side = self.known[path]
+        return sha256, int(side)
+
     def where(self, path: str) -> tuple[str, int, float, str]:
         """The arguments of `decoded`, for another process."""
-        sha256, side = self.known[path]
-        return path, int(side), self.gigabytes, sha256
+        sha256, side = self.content(path)
+        return path, side, self.gigabytes, sha256
 
 
 def decoded(path: str, side: int, gigabytes: float, sha256: str) -> Photograph:
