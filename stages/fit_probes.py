@@ -63,12 +63,13 @@ def main() -> None:
     ):
 
         def features(rows: pd.DataFrame, kind: str, size: int = size) -> Iterator[np.ndarray]:
-            how = size, params.views, seed, execution
+            how = size, params.pooled, params.views, seed, execution
             return features_of(backbone, weights, rows, *how, f"probe {kind}", read)
 
         network = CamNetwork(backbone, classes, heads=0, rooted=1)
         if params.enabled:
-            network, _ = fit_network(backbone, kinds, features, classes, seed, device)
+            how = backbone, kinds, features, classes, seed, device
+            network, _ = fit_network(*how, params.pooled)
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_network(path, network, settings)
     for kind in (*of_objects, *of_parts):

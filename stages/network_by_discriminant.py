@@ -19,7 +19,7 @@ from opam.engine.discriminant.fitting import NAMED, by_cluster, fit_network, who
 from opam.engine.training.params import network_params
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
-from opam.networks.cam_network import read_network, write_network
+from opam.networks.cam_network import Pooled, read_network, write_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_json, read_table, write_json, write_table
 from opam.pipeline.curves import CURVES, TIME
@@ -70,17 +70,18 @@ def main() -> None:
     manifest = read_table(DATA / "manifest.parquet", "manifest")
     training = manifest[manifest["split"] == "train"]
     device = prepare_device(execution)
+    pooled: Pooled = getattr(params, "pooled", "mean")  # class maps are read from the others
     backbone, called = begun_with(name)
     weights = state_digest(backbone.body)
     kinds = boxes_of(name, training, params)
     read = Photographs(manifest, execution.decoded_gigabytes)
 
     def features(rows: pd.DataFrame, kind: str) -> Iterator[np.ndarray]:
-        how = params.input_size, params.views, seed, execution
+        how = params.input_size, pooled, params.views, seed, execution
         return features_of(backbone, weights, rows, *how, f"{name} {kind}", read)
 
     classes = manifest["label"].nunique()
-    network, discriminants = fit_network(backbone, kinds, features, classes, seed, device)
+    network, discriminants = fit_network(backbone, kinds, features, classes, seed, device, pooled)
     settings = {"backbone": called, "input_size": params.input_size, "resize": params.input_size}
     held_out = [
         rows.assign(head=head, probabilities=list(found.held_out))[found.known]

@@ -105,8 +105,9 @@ def by_features(
     rows = rows[["image_id", "path", "sha256", "width", "height"]].reset_index(drop=True)
     rows[BOX] = np.vstack(asked.boxes)
     views = 0 if of.mirrored else None
-    how = settings["input_size"], views, 0, of.execution, f"scores {asked.name}", of.read
-    features = features_of(network.backbone, state_digest(network.backbone.body), rows, *how)
+    size, weights = settings["input_size"], state_digest(network.backbone.body)
+    how = size, network.pooled, views, 0, of.execution, f"scores {asked.name}", of.read
+    features = features_of(network.backbone, weights, rows, *how)
     by_head = []
     with torch.inference_mode():
         for block in features:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from opam.engine.discriminant.analysis import SCALES, Discriminant, Features, fi
 from opam.engine.discriminant.features import AREAS, ASPECT, random_views
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.backbones.weights import write_weights
-from opam.networks.cam_network import CamNetwork, read_network, write_network
+from opam.networks.cam_network import CamNetwork, pooled_features, read_network, write_network
 from opam.pipeline.errors import OpamError
 
 
@@ -230,3 +231,32 @@ def test_class_activation_maps_of_a_discriminant_are_exact(name: str, channels: 
     torch.testing.assert_close(kept, read)
     if name == "resnet18":  # none is ever negative
         torch.testing.assert_close((found + network.head.bias).float(), logits)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"]
+)
+def test_a_discriminant_may_read_the_class_token(name: str, tmp_path: Path) -> None:
+    backbone = Backbone(name).eval()
+    size = backbone.body.patch_embed.patch_size[0] * 4
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        body = (images / 255.0 - backbone.mean) / backbone.std
+        token = backbone.body.forward_features(body)[:, 0]
+        maps, found = backbone.maps_and_class_token(images)
+        torch.testing.assert_close(found, token)
+        torch.testing.assert_close(maps, backbone.feature_maps(images, None))
+        mean = pooled_features(backbone, images, "mean")
+        alone, both = (pooled_features(backbone, images, each) for each in ("class_token", "both"))
+        torch.testing.assert_close(alone, token.sign() * token.abs().sqrt())
+        torch.testing.assert_close(both, torch.cat([mean, alone], 1))
+        network = CamNetwork(backbone, 3, 2, rooted=both.shape[1], pooled="both").eval()
+        write_network(tmp_path / "network.safetensors", network, {"backbone": name})
+        again, _ = read_network(tmp_path / "network.safetensors")
+        torch.testing.assert_close(again(images), network.head(both).view(2, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "vit_base_patch16_siglip_224"])
+def test_a_backbone_without_class_token_says_so(name: str) -> None:
+    with pytest.raises(OpamError, match="no class token; set it to mean"):
+        pooled_features(Backbone(name), torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "both")

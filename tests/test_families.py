@@ -37,6 +37,8 @@ def test_the_method_and_every_system_run_on_it(
     for network in ("filternet", "classnet", "objectnet", "partnet"):
         params[network] |= {"epochs": 1}
     params["probes"] |= {"input_size": 64, "part_size": 64, "views": 0}
+    if backbone == "test_vit":
+        params["probes"]["pooled"] = "both"
     systems = preset("defaults")["baselines"]
     systems["bcnn"]["classifier_training"]["epochs"] = 1
     refused = WANT_STAGES if backbone in PLAIN else set()

@@ -151,7 +151,7 @@ def computed(
         return read_image(path)
 
     execution = ExecutionParams(device="cpu", threads=1, workers=0, batch_size=12)
-    how = size, views, 0, execution, "photographs", read
+    how = size, "mean", views, 0, execution, "photographs", read
     found = np.concatenate([*features_of(backbone, "weights", rows, *how)])
     shutil.rmtree(".resume")
     return found, seen
@@ -277,7 +277,7 @@ def test_features_come_in_blocks_whatever_the_batches(
         execution = ExecutionParams(
             device="cpu", threads=1, workers=0, batch_size=12, shard_size=shards
         )
-        how = 64, 2, 0, execution, "photographs", read_image
+        how = 64, "mean", 2, 0, execution, "photographs", read_image
         for _ in range(2):  # the second time from what the first one left in .resume
             pieces = [*features_of(backbone, "weights", rows, *how)]
             assert [*map(len, pieces)] == [5, 5, 2]

@@ -136,6 +136,7 @@ def test_an_experiment_in_a_folder_of_its_own_stops_with_a_line(tmp_path: Path) 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such backbone": ({"backbone.name": "resnet_of_my_own"}, r"backbone\.name"),
+    "no class token": ({"probes.pooled": "both"}, r"probes\.pooled: .*no class token"),
     "no such layer": ({"colocalization.layer": "blocks.77"}, r"colocalization\.layer.*blocks\.77"),
     "no such convolution": (
         {"alignment.convolution": "blocks.5.conv"},

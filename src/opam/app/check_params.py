@@ -16,7 +16,7 @@ from pydantic import Field
 from opam.engine.discriminant.fitting import ProbeParams
 from opam.engine.scoring import Scoring
 from opam.engine.training.freezing import freeze_until
-from opam.engine.training.params import NetworkParams, PatchNetworkParams
+from opam.engine.training.params import BoxNetworkParams, NetworkParams, PatchNetworkParams
 from opam.evaluation.metrics import EvaluationParams
 from opam.method.alignment import SINGLE_PART, AlignmentParams
 from opam.method.colocalization import ColocalizationParams
@@ -28,7 +28,7 @@ from opam.method.proposals import ProposalParams
 from opam.method.saliency import SaliencyParams
 from opam.networks.backbones.backbone import Backbone, BackboneParams
 from opam.networks.backbones.bodies import check_size, create_body
-from opam.networks.cam_network import penultimate_layer
+from opam.networks.cam_network import Pooled, penultimate_layer, pooled_features
 from opam.photographs.datasets import DatasetParams
 from opam.photographs.preparation import PrepareParams
 from opam.pipeline.device import ExecutionParams
@@ -61,8 +61,8 @@ TYPES: dict[str, Any] = {
     "objects": ObjectParams,
     "parts": PartParams,
     "alignment": AlignmentParams,
-    "objectnet": NetworkParams,
-    "partnet": NetworkParams,
+    "objectnet": BoxNetworkParams,
+    "partnet": BoxNetworkParams,
     "probes": ProbeParams,
     "mirrored": bool,
     "fusion": FusionParams,
@@ -188,11 +188,11 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
             for parameter, size in _sizes(params):
                 with attempt():
                     check_size(name, size, parameter)
-            with attempt():
-                side = backbone.body.pretrained_cfg["input_size"][1]
-                images = torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
-                with torch.inference_mode(), without_compiler():
-                    backbone.shared_maps(images, params["colocalization"].layer)
+            with attempt(), torch.inference_mode(), without_compiler():
+                backbone.shared_maps(_image(backbone), params["colocalization"].layer)
+            for section in ("objectnet", "partnet", "probes"):
+                with attempt():
+                    _check_pooled(backbone, params[section].pooled, f"{section}.pooled")
             with attempt():
                 penultimate_layer(backbone, params["alignment"].convolution)
             for network in NETWORKS:
@@ -211,6 +211,20 @@ def check_networks(params: dict[str, Any], path: Path) -> None:
                     raise OpamError(
                         f"{own}: {error}; or give it a backbone of its own, or remove {own}"
                     ) from None
+
+
+def _image(backbone: Backbone) -> torch.Tensor:
+    """One without memory, of the size that the backbone is used to."""
+    side = backbone.body.pretrained_cfg["input_size"][1]
+    return torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta")
+
+
+def _check_pooled(backbone: Backbone, pooled: Pooled, parameter: str) -> None:
+    try:
+        with torch.inference_mode(), without_compiler():
+            pooled_features(backbone, _image(backbone), pooled)
+    except OpamError as error:
+        raise OpamError(f"{parameter}: {error}") from None
 
 
 def _check_drop_path(backbone: str, share: float, section: str) -> None:

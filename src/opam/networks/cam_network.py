@@ -8,7 +8,7 @@ al., "Improving the Fisher Kernel", ECCV 2010).
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,13 @@ from opam.pipeline.libraries import without_compiler
 
 KNOWN = 6
 """Layers that an error names."""
-ROOTED = "root of mean"
+Pooled = Literal["mean", "class_token", "both"]
+"""What a discriminant reads of a crop: the means of its maps, its class token, or both."""
+POOLING: dict[str, Pooled] = {
+    "root of mean": "mean",
+    "root of class token": "class_token",
+    "root of mean and class token": "both",
+}
 """What the header of the file says of a discriminant's pooling."""
 LEAST = 1e-2
 """Share of a feature's mean size to which its mean counts as cancelled out."""
@@ -35,24 +41,34 @@ class CamNetwork(nn.Module):
         classes: number of classes C.
         heads: number of linear layers on the same features. PartNet has one for each cluster
             of parts, most other networks one.
-        rooted: number of the body's own last maps, whose `roots` of means the layers read, as
-            discriminants do; None: the layers read the means of the backbone's maps.
+        rooted: number of the body's own `pooled_features`, which the layers read, as discriminants
+            do; None: the layers read the means of the backbone's maps.
+        pooled: which features these are.
     """
 
     def __init__(
-        self, backbone: Backbone, classes: int, heads: int = 1, rooted: int | None = None
+        self,
+        backbone: Backbone,
+        classes: int,
+        heads: int = 1,
+        rooted: int | None = None,
+        pooled: Pooled = "mean",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classes = classes
         self.heads = heads
         self.rooted = rooted is not None
+        self.pooled = pooled
         with warnings.catch_warnings(action="ignore"):  # of no heads there is nothing to draw
             self.head = nn.Linear(rooted or backbone.channels, heads * classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 B x 3 x H x W images to logits, float B x heads x C."""
-        return self.logits(self.maps(images).mean((2, 3)))
+        if not self.rooted:
+            return self.logits(self.maps(images).mean((2, 3)))
+        features = pooled_features(self.backbone, images, self.pooled)
+        return self.head(features).view(-1, self.heads, self.classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """What is pooled of uint8 B x 3 x H x W images, float B x channels x h x w."""
@@ -114,10 +130,23 @@ def roots(means: torch.Tensor) -> torch.Tensor:
     return means.sign() * means.abs().sqrt()
 
 
+def pooled_features(backbone: Backbone, images: torch.Tensor, pooled: Pooled) -> torch.Tensor:
+    """What a discriminant reads of uint8 B x 3 x H x W images: `roots`, float B x D.
+
+    Raises:
+        OpamError: the backbone has no class token, and it is asked for.
+    """
+    if pooled == "mean":
+        return roots(backbone.feature_maps(images, None).mean((2, 3)))
+    maps, token = backbone.maps_and_class_token(images)
+    return roots(torch.cat([maps.mean((2, 3)), token], 1) if pooled == "both" else token)
+
+
 def write_network(path: Path, network: CamNetwork, settings: dict[str, Any]) -> None:
     """Save weights as safetensors, with ``settings`` (backbone name, sizes) in the header."""
     header = {**settings, "classes": network.classes, "heads": network.heads}
-    write_weights(path, network, header | ({"pooling": ROOTED} if network.rooted else {}))
+    pooling = next(words for words, pooled in POOLING.items() if pooled == network.pooled)
+    write_weights(path, network, header | ({"pooling": pooling} if network.rooted else {}))
 
 
 def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
@@ -129,15 +158,16 @@ def read_network(path: Path) -> tuple[CamNetwork, dict[str, Any]]:
 
     def build(settings: dict[str, Any], state: dict[str, torch.Tensor]) -> CamNetwork:
         classes, heads = settings["classes"], settings["heads"]
-        pooling = settings.get("pooling", ROOTED)
-        if pooling != ROOTED:
+        pooling = settings.get("pooling", "root of mean")
+        if pooling not in POOLING:
             raise ValueError(f"it pools by {pooling}")
         # Its size comes from the tensors, which are there, before any memory is asked for.
         rows, channels = state["head.weight"].shape
         if classes < 1 or heads < 0 or classes * heads != rows:
             raise ValueError(f"{heads} x {classes} classes do not fit its weights")
         rooted = channels if "pooling" in settings else None
-        return CamNetwork(Backbone(settings["backbone"]), classes, heads, rooted)
+        backbone = Backbone(settings["backbone"])
+        return CamNetwork(backbone, classes, heads, rooted, POOLING[pooling])
 
     network, settings = read_weights(path, build, "network")
     return network.to(memory_format=torch.channels_last), settings

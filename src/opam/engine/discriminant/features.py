@@ -18,6 +18,7 @@ import torch
 from opam.engine import crops, forward
 from opam.networks import cam_network
 from opam.networks.backbones.backbone import Backbone
+from opam.networks.cam_network import Pooled
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.kept import digest_of, of_each
@@ -54,13 +55,14 @@ def features_of(
     weights: str,
     rows: pd.DataFrame,
     input_size: int,
+    pooled: Pooled,
     views: int | None,
     seed: int,
     execution: ExecutionParams,
     name: str,
     read: crops.Read,
 ) -> Iterator[np.ndarray]:
-    """Yield roots of mean features of all views of rows' boxes, float32 n x V x D, in their order.
+    """Yield features of all views of rows' boxes, float32 n x V x D, in their order.
 
     n is `BLOCK`, but of the last ones.
 
@@ -68,10 +70,11 @@ def features_of(
     Asked again, before `opam.pipeline.resume.finish` for `work_on`, it computes nothing.
 
     Args:
-        backbone: its own last maps are what is averaged.
+        backbone: its own last maps or class tokens are what is read.
         weights: `opam.networks.backbones.weights.state_digest` of its body.
         rows: ``image_id, path, sha256, width, height`` and a box each.
         input_size: side of a crop, pixels.
+        pooled: which of `opam.networks.cam_network.pooled_features`.
         views: drawn beside the box and its mirror image, V - 2; None: the box alone.
         seed: of the views.
         execution: device, threads, workers, and the room for what is kept.
@@ -83,7 +86,7 @@ def features_of(
     photographs = size // each
     pieces = math.ceil(len(rows) / photographs)
     code = Path(cam_network.__file__), Path(__file__)
-    version = forward.kept_as("features", execution, weights, input_size, each, code=code)
+    version = forward.kept_as("features", execution, weights, input_size, pooled, each, code=code)
     backbone.to(memory_format=torch.channels_last)
 
     def features(own: pd.DataFrame) -> Iterator[np.ndarray]:
@@ -92,8 +95,9 @@ def features_of(
         def computed(places: list[int]) -> Iterator[np.ndarray]:
             paths = own["path"].iloc[places].tolist()
             sizes = input_size, size, each
+            how = pooled, execution, name, read
             chosen = [boxes[place] for place in places]
-            return _computed(backbone, paths, chosen, sizes, execution, name, read)
+            return _computed(backbone, paths, chosen, sizes, *how)
 
         found = of_each(version, digests, computed, np.float32, execution.decoded_gigabytes)
         return (each[0] for each in found)
@@ -158,6 +162,7 @@ def _computed(
     paths: list[str],
     boxes: list[np.ndarray],
     sizes: tuple[int, int, int],
+    pooled: Pooled,
     execution: ExecutionParams,
     name: str,
     read: crops.Read,
@@ -167,10 +172,10 @@ def _computed(
     mirrored = [view % 2 == 1 for view in range(each)]
     batches = crops.CropBatches(paths, boxes, input_size, size, mirrored, read=read)
 
-    def pooled(batch: torch.Tensor) -> tuple[torch.Tensor]:
-        means = backbone.feature_maps(forward.whole_batch(batch, size), None).mean((2, 3))
-        return (cam_network.roots(means)[: len(batch)].float(),)
+    def features(batch: torch.Tensor) -> tuple[torch.Tensor]:
+        whole = forward.whole_batch(batch, size)
+        return (cam_network.pooled_features(backbone, whole, pooled)[: len(batch)].float(),)
 
     how = execution, f"features of {name}"
-    for (found,) in forward.forward(backbone, pooled, batches, *how):
+    for (found,) in forward.forward(backbone, features, batches, *how):
         yield from found.reshape(-1, 1, each, found.shape[1])

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from opam.engine.discriminant.analysis import Discriminant, fit_discriminant
 from opam.networks.backbones.backbone import Backbone
-from opam.networks.cam_network import CamNetwork
+from opam.networks.cam_network import CamNetwork, Pooled
 from opam.pipeline.params import Params
 
 NAMED = ["image_id", "path", "sha256", "width", "height", "label", "group"]
@@ -30,6 +30,11 @@ class ProbeParams(Params):
         224, ge=32, le=2048, description="side of the crop of a photograph or object, pixels"
     )
     part_size: int = Field(224, ge=32, le=2048, description="side of the crop of a part, pixels")
+    pooled: Pooled = Field(
+        "mean",
+        description="what they read of a crop: the mean of its maps, a transformer's class token, "
+        "or both",
+    )
     views: int = Field(
         8,
         ge=0,
@@ -59,6 +64,7 @@ def fit_network(
     classes: int,
     seed: int,
     device: torch.device,
+    pooled: Pooled = "mean",
 ) -> tuple[CamNetwork, list[Discriminant]]:
     """The backbone with a discriminant for each kind of box, and the discriminants.
 
@@ -69,6 +75,7 @@ def fit_network(
         classes: number of classes.
         seed: of the folds.
         device: computes.
+        pooled: which features these are.
     """
     found = []
     for name, rows in kinds.items():
@@ -81,7 +88,7 @@ def fit_network(
             file=sys.stderr,
             flush=True,
         )
-    network = CamNetwork(backbone, classes, len(found), rooted=found[0].weights.shape[1])
+    network = CamNetwork(backbone, classes, len(found), found[0].weights.shape[1], pooled)
     weights = np.concatenate([each.weights for each in found])
     bias = np.concatenate([each.bias for each in found])
     network.head.load_state_dict(

@@ -112,6 +112,16 @@ class NetworkParams(TrainingParams):
     )
 
 
+class BoxNetworkParams(NetworkParams):
+    """ObjectNet or PartNet, whose maps nothing is read from."""
+
+    pooled: Literal["mean", "class_token", "both"] = Field(
+        "mean",
+        description="of a discriminant: what it reads of a crop: the mean of its maps, a "
+        "transformer's class token, or both",
+    )
+
+
 class PatchNetworkParams(NetworkParams):
     """ClassNet: whole photographs and kept patches."""
 
@@ -130,9 +140,13 @@ def network_params(arguments: Sequence[str]) -> tuple[str, NetworkParams]:
         OpamError: none, or no such network; as `opam.pipeline.params.read_params`.
     """
     name = arguments[1] if len(arguments) == 2 else ""
+    types: dict[str, type[NetworkParams]] = {
+        "classnet": PatchNetworkParams,
+        **dict.fromkeys(("objectnet", "partnet"), BoxNetworkParams),
+    }
     if name not in NETWORKS:
         raise OpamError(f"python {arguments[0]} NAME: give one of {', '.join(NETWORKS)}")
-    return name, read_params(name, PatchNetworkParams if name == "classnet" else NetworkParams)
+    return name, read_params(name, types.get(name, NetworkParams))
 
 
 def rate_factor(iteration: int, iterations: int, params: TrainingParams) -> float:

@@ -7,7 +7,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from opam.networks.backbones.bodies import as_maps, create_body, gives_tokens, last_maps
+from opam.networks.backbones.bodies import (
+    as_maps,
+    create_body,
+    gives_tokens,
+    last_maps,
+    maps_and_class_token,
+)
 from opam.networks.backbones.folding import fold, whole
 from opam.networks.backbones.pretrained import pretrained_weights
 from opam.networks.backbones.stages import Stage, stages_of
@@ -92,10 +98,20 @@ class Backbone(nn.Module):
         """uint8 B x 3 x H x W images to float B x C x h x w feature maps."""
         return self.cam(self._body_maps(images))
 
-    def _body_maps(self, images: torch.Tensor) -> torch.Tensor:
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         scaled = (images.float() / 255.0 - self.mean) / self.std
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
-        return last_maps(self.body, scaled, self.tokens)
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def _body_maps(self, images: torch.Tensor) -> torch.Tensor:
+        return last_maps(self.body, self._normalised(images), self.tokens)
+
+    def maps_and_class_token(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of uint8 B x 3 x H x W images the body's last maps, and its class token, float B x C.
+
+        Raises:
+            OpamError: it has none.
+        """
+        return maps_and_class_token(self.body, self._normalised(images))
 
     def feature_maps(self, images: torch.Tensor, module: str | None) -> torch.Tensor:
         """What a module of the body gives for uint8 B x 3 x H x W images; None: its last maps.
@@ -152,8 +168,7 @@ class Backbone(nn.Module):
         Raises:
             OpamError: as `run_stages`.
         """
-        scaled = (images.float() / 255.0 - self.mean) / self.std
-        return self.run_stages(scaled.contiguous(memory_format=torch.channels_last), first=0)
+        return self.run_stages(self._normalised(images), first=0)
 
     def run_stages(self, maps: torch.Tensor, first: int) -> list[torch.Tensor]:
         """Run the backbone from one of the last three stages on.

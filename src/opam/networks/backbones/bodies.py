@@ -1,5 +1,6 @@
 """Bodies of backbones: timm's models without what classifies, and their output as feature maps."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from math import isqrt
@@ -142,6 +143,21 @@ def last_maps(body: Any, images: torch.Tensor, tokens: bool) -> torch.Tensor:
         return maps
     maps = body.forward_features(images)
     return maps if maps.shape[1] == body.num_features else maps.permute(0, 3, 1, 2)
+
+
+def maps_and_class_token(body: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `last_maps` of a transformer, and its class token behind the same norm, float B x C.
+
+    Raises:
+        OpamError: it has none.
+    """
+    if getattr(body, "cls_token", None) is not None:
+        how = {"indices": 1, "norm": hasattr(body, "norm"), "output_fmt": "NCHW"}
+        how |= {"intermediates_only": True, "return_prefix_tokens": True}
+        with suppress(TypeError):  # some families keep theirs to themselves
+            [(maps, before)] = body.forward_intermediates(images, **how)
+            return maps, before[:, 0]
+    raise OpamError("the backbone gives no class token; set it to mean")
 
 
 def as_maps(body: Any, output: Any) -> torch.Tensor | None:
