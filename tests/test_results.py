@@ -10,15 +10,17 @@ from made_up_run import make_up_run
 from small_project import ROOT, preset
 
 from opam.evaluation.lineage import COLUMNS, LOOKS, commit
-from opam.pipeline.artifacts import read_table, write_csv
+from opam.pipeline.artifacts import read_table, write_csv, write_json
 from opam.pipeline.errors import OpamError
 from opam.report import summary
 from opam.report.results import (
     ABLATION,
+    SIDE_BY_SIDE,
     combinations_text,
     keep_ablation_rows,
     markdown_table,
     measured,
+    photographs,
     preset_of,
     results_text,
     steps_text,
@@ -109,6 +111,26 @@ def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     text = results_text()
     assert "counts 1 results" in text
     assert "| 1 | opam | c0ffee | 0123abc | 50.0% |" in text
+
+
+def test_presets_stand_side_by_side_on_the_same_photographs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_up_run(tmp_path, 4, ["one", "two"])
+    monkeypatch.chdir(tmp_path)
+    write_csv(Path("data/comparison.csv"), COMPARISON)
+    found = photographs(read_table(Path("data/manifest.parquet"), "manifest"))
+    how = {**found, "commit": "0123abc", "hardware": "two cores"}
+    rows = [
+        {"run": "frozen", "seconds": 540.0, "accuracy": 0.918, "corloc": 0.875, **how},
+        {"run": "finetune", "seconds": 1350.0, "accuracy": 0.9, "corloc": None, **how},
+    ]
+    write_json(SIDE_BY_SIDE, rows)
+    text = results_text()
+    assert "| frozen | 9.0 min | 1.00 | 91.8% | 87.5% |" in text
+    assert "| finetune | 22.5 min | 2.50 | 90.0% |  |" in text
+    write_json(SIDE_BY_SIDE, [{**row, "pixels": 1} for row in rows])
+    assert "9.0 min" not in results_text()
 
 
 def test_the_page_shows_an_ablation_of_the_same_params_alone(

@@ -59,7 +59,9 @@ class FusionParams(Params):
         "what linear discriminants of the pretrained backbone's features say; all: both",
     )
     folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
-    step: float = Field(0.1, gt=0, le=1, description="rule mean: spacing of the grid of weights")
+    step: float = Field(
+        0.1, ge=0.001, le=1, description="rule mean: spacing of the grid of weights"
+    )
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,17 @@ def params_path() -> Path:
     return Path(os.environ.get("OPAM_PARAMS", "params.yaml"))
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which no name stands twice: of two values people and programs may take either."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"'{name}' stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a parameter file into nested dicts.
 
@@ -72,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         OpamError: the file is missing, is not YAML, or has an unknown top-level section.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run from the project's top folder") from None
     except OSError as error:

@@ -26,6 +26,7 @@ from opam.report.tables import SYSTEM_COLUMNS, branch_cells, location_cells, sys
 DATA = Path("data")
 RESULTS = Path("docs/results.md")
 ABLATION = Path("benchmarks/ablation.json")
+SIDE_BY_SIDE = Path("benchmarks/presets.json")
 ON_VAL = " on val"
 """Ends the name of a figure of the ablation that is of val, not of test."""
 
@@ -98,16 +99,16 @@ def of_networks(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "fusion": {**params["fusion"], "scores": "networks"}}
 
 
-def measured(params: dict[str, Any], manifest: pd.DataFrame) -> dict[str, Any]:
-    """What the ablation's figures depend on beside the seed: nothing of the other systems.
+def photographs(manifest: pd.DataFrame) -> dict[str, int]:
+    """Their number and their pixels, which tell a data set from its smaller copies."""
+    pixels = manifest["width"] * manifest["height"]
+    return {"photographs": len(manifest), "pixels": int(pixels.sum())}
 
-    The number of photographs and their pixels tell a data set from its smaller copies.
-    """
-    return {
-        "params": {**compared(of_networks(params)), "baselines": None, "seed": None},
-        "photographs": len(manifest),
-        "pixels": int((manifest["width"] * manifest["height"]).sum()),
-    }
+
+def measured(params: dict[str, Any], manifest: pd.DataFrame) -> dict[str, Any]:
+    """What the ablation's figures depend on beside the seed: nothing of the other systems."""
+    networks = {**compared(of_networks(params)), "baselines": None, "seed": None}
+    return {"params": networks, **photographs(manifest)}
 
 
 def ablation_rows(path: Path, ablated: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,9 +161,9 @@ def hardware() -> str:
     return f"{execution.threads} of {os.cpu_count()} cores ({platform.machine()}), no GPU"
 
 
-def looks_text(photographs: str) -> str:
+def looks_text(digest: str) -> str:
     """The looks at the test split of these photographs, by their SHA-256, that are on record."""
-    looks = looks_at(photographs)
+    looks = looks_at(digest)
     rows = [
         [str(number), row["system"], row["configuration"], row["commit"], f"{row['accuracy']:.1%}"]
         for number, row in enumerate(looks.to_dict("records"), start=1)
@@ -174,6 +175,30 @@ def looks_text(photographs: str) -> str:
 digest of all parameters.
 
 {markdown_table(["look", "system", "configuration", "commit", "accuracy"], rows)}
+"""
+
+
+def presets_text(rows: list[dict[str, Any]]) -> str:
+    """Presets, and the fine-tuned network alone, on one machine: time and accuracy."""
+    lines = [
+        [
+            row["run"],
+            f"{row['seconds'] / 60:.1f} min",
+            f"{row['seconds'] / rows[0]['seconds']:.2f}",
+            f"{row['accuracy']:.1%}",
+            "" if row["corloc"] is None else f"{row['corloc']:.1%}",
+        ]
+        for row in rows
+    ]
+    headings = ["run", "from nothing to accuracy", "over the first", "accuracy on test", "CorLoc"]
+    return f"""
+## Presets side by side
+
+The same photographs, one run after the other, each from nothing (`python benchmarks/presets.py`).
+Splits differ where a preset holds back no val; test is the same. On {rows[0]["hardware"]}, commit
+{rows[0]["commit"] or "unknown"}.
+
+{markdown_table(headings, lines)}
 """
 
 
@@ -239,6 +264,9 @@ Share of test photographs in which a part of each cluster holds the named locati
 
 {markdown_table(*location_cells(locations))}
 """
+    beside = read_json(SIDE_BY_SIDE) if SIDE_BY_SIDE.exists() else []
+    if beside and photographs(manifest).items() <= beside[0].items():
+        text += presets_text(beside)
     text += looks_text(read_json(PHOTOGRAPHS)["sha256"])
     rows = ablation_rows(ABLATION, measured(params, manifest))
     return text + ablation_text(rows) if rows else text

@@ -38,6 +38,7 @@ class ProbeParams(Params):
     views: int = Field(
         8,
         ge=0,
+        le=1000,
         description="random crops of each box that are seen beside the box and its mirror image",
     )
 

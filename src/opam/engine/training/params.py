@@ -107,6 +107,7 @@ class NetworkParams(TrainingParams):
     views: int = Field(
         8,
         ge=0,
+        le=1000,
         description="of a discriminant: random crops of each box that are seen beside the box and "
         "its mirror image",
     )
