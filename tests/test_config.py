@@ -127,7 +127,7 @@ def test_the_projects_file_has_every_section() -> None:
 
 def test_a_name_that_stands_twice_is_told(path: Path) -> None:
     path.write_text("seed: 5\ndataset: {name: red, inner: {count: 1}, name: green}\n")
-    with pytest.raises(OpamError, match="'name' stands twice.*correct the file"):
+    with pytest.raises(OpamError, match=r"'name' stands twice.*correct the file"):
         read_params("dataset", Outer, path)
     path.write_text("seed: 5\ndataset: &a {name: red}\nexecution: {<<: *a, name: green}\n")
     assert read_yaml(path)["execution"] == {"name": "green"}

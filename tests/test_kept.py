@@ -268,7 +268,7 @@ def test_several_processes_decode_each_photograph_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.mkdir()
     arguments = str(tmp_path), str(tmp_path / "cache"), str(log)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=read_all, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
