@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
+from system_checks import (
+    IMAGES,
+    assert_green_then_red,
+    assert_known_by_heart,
+    losses_while_it_learns,
+    predict,
+    two_squares,
+)
 from torch import nn
 
 from opam.networks.backbones.backbone import Backbone
@@ -355,17 +362,10 @@ def test_the_box_lies_around_what_speaks_for_the_predicted_class() -> None:
 @pytest.mark.slow
 def test_it_learns_a_few_photographs_by_heart() -> None:
     torch.manual_seed(0)
-    images, labels = photographs()
-    network = BilinearCnn(Backbone("mobilenetv3_small_050"), 4, BcnnParams())
-    losses = []
-    for freeze, steps in [(network.freeze_backbone, 10), (network.unfreeze_backbone, 50)]:
-        freeze()
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        for _ in range(steps):
-            loss, _ = network.train().loss(images, labels, 0.0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    assert losses[9] < losses[0]
-    assert torch.equal(predict(network, images).logits.argmax(1), labels)
+    network = BilinearCnn(Backbone("test_efficientnet"), 4, BcnnParams())
+    network.freeze_backbone()
+    losses = losses_while_it_learns(network, 10)
+    assert losses[-1] < losses[0]
+    network.unfreeze_backbone()
+    losses_while_it_learns(network, 20)
+    assert_known_by_heart(network)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
+from system_checks import (
+    IMAGES,
+    assert_green_then_red,
+    assert_known_by_heart,
+    losses_while_it_learns,
+    predict,
+    two_squares,
+)
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
@@ -125,12 +132,6 @@ def test_there_are_no_settings() -> None:
 @pytest.mark.slow
 def test_it_learns_a_few_photographs_by_heart() -> None:
     torch.manual_seed(0)
-    images, labels = photographs()
-    network = Finetune(Backbone("mobilenetv3_small_050"), 4, FinetuneParams())
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for _ in range(60):
-        loss, _ = network.train().loss(images, labels, 0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert torch.equal(predict(network, images).logits.argmax(1), labels)
+    network = Finetune(Backbone("test_efficientnet"), 4, FinetuneParams())
+    losses_while_it_learns(network, 20)
+    assert_known_by_heart(network)

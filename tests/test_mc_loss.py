@@ -3,7 +3,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from system_checks import IMAGES, assert_green_then_red, photographs, predict, two_squares
+from system_checks import (
+    IMAGES,
+    assert_green_then_red,
+    assert_known_by_heart,
+    losses_while_it_learns,
+    predict,
+    two_squares,
+)
 from torch import nn
 
 from opam.networks.backbones.backbone import Backbone
@@ -310,12 +317,6 @@ def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
 )
 def test_it_learns_a_few_photographs_by_heart(params: McLossParams) -> None:
     torch.manual_seed(0)
-    images, labels = photographs()
-    network = MutualChannelNetwork(Backbone("mobilenetv3_small_050"), 4, params)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for _ in range(100):
-        loss, _ = network.train().loss(images, labels, 0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert torch.equal(predict(network, images).logits.argmax(1), labels)
+    network = MutualChannelNetwork(Backbone("test_efficientnet"), 4, params)
+    losses_while_it_learns(network, 35)
+    assert_known_by_heart(network)

@@ -18,6 +18,9 @@ WAYS: list[dict[str, Any]] = [
 ]
 """Arguments of timm's models; the first are taken that a model knows."""
 
+VGG: list[dict[str, Any]] = [{"global_pool": "", "mlp_ratio": 0.001}]
+"""Without most of the 100 million weights of layers that `Backbone` leaves away."""
+
 SMALLEST = 32
 """Side of an image in pixels."""
 
@@ -74,7 +77,7 @@ def outline(name: str) -> Outline:
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise OpamError(f"backbone.name: timm has no model '{name}'; see timm.list_models()")
     problem: Exception = OpamError(name)
-    for way in WAYS:
+    for way in VGG if name.startswith("vgg") else WAYS:
         try:
             with without_weights():
                 body: Any = timm.create_model(name, pretrained=False, num_classes=0, **way)
