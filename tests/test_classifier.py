@@ -265,6 +265,20 @@ def test_a_name_that_is_no_text_is_written_out(
     assert rb"a\xff.jpg" in out.read_bytes().replace(rb"\\", b"\\")
 
 
+def test_dark_photographs_of_sixteen_bits_are_told(
+    classifier: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    values = np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)
+    for path, scale in zip(paths, (1, 16), strict=True):
+        Image.fromarray(values * np.uint16(scale)).save(path)
+    out = tmp_path / "results.csv"
+    assert write_predictions(out, classifier, paths[:1], 2, quiet=True) == []
+    assert "a.png: no value is above 4095 (12 bits)" in capsys.readouterr().err
+    write_predictions(out, classifier, paths, 2, quiet=True)
+    assert "12 bits" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", ["top", "bundle", "overlay", "photograph", "damaged"])
 def test_rows_of_another_prediction_are_not_taken(
     classifier: Classifier, photographs: dict[str, Path], tmp_path: Path, change: str

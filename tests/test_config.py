@@ -55,6 +55,7 @@ def test_params_do_not_change() -> None:
         ({"inner": {"count": 0}}, r"parameter 'dataset\.inner\.count' is 0: .*greater than"),
         ({"inner": {"count": "3"}}, r"parameter 'dataset\.inner\.count' is '3': .*integer"),
         ({"inner": {"count": 3.0}}, r"parameter 'dataset\.inner\.count' is 3\.0: .*integer"),
+        ({"share": "1e-9"}, r"dataset\.share.*to YAML it is text: write 1\.0e-9"),
         ({"share": 1.0}, r"parameter 'dataset\.share' is 1\.0: .*less than 1"),
         ({"name": "blue"}, r"parameter 'dataset\.name' is 'blue': .*'red' or 'green'"),
         ({"inner": 4}, r"parameter 'dataset\.inner' is 4"),

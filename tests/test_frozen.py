@@ -18,7 +18,7 @@ from opam.engine import scoring
 from opam.engine.crops import CropBatches
 from opam.engine.discriminant import features
 from opam.engine.discriminant.features import features_of
-from opam.engine.forward import forward_by_maps
+from opam.engine.forward import forward_by_maps, kept_as
 from opam.engine.scoring import score_crops_shared
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.cam_network import CamNetwork
@@ -333,3 +333,15 @@ def test_fusion_wants_photographs_that_no_network_learned(tmp_path: Path) -> Non
         path.write_text(yaml.safe_dump(params | other))
         with pytest.raises(OpamError, match=told):
             check(path)
+
+
+def test_a_gpu_and_a_cpu_have_names_of_their_own_for_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bf16 on the one, float32 on the other."""
+    named = {}
+    for on_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=on_gpu: found)
+        named[on_gpu] = [kept_as("maps", ExecutionParams(device=each)) for each in ("auto", "cpu")]
+    assert named[False] == [named[True][1]] * 2
+    assert named[True][0] != named[True][1]

@@ -37,7 +37,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kept, "_space", kept._Space())
     monkeypatch.setattr(kept, "_sound", set())
-    kept._tell_once.cache_clear()
+    kept._tell.cache_clear()
 
 
 @pytest.fixture

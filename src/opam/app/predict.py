@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from opam.app.classifier import Classification, Classifier, LookedAt
 from opam.engine.crops import load_ahead
 from opam.method.fusion import BRANCHES
+from opam.photographs.decoding.depth import unused_depth
 from opam.photographs.decoding.images import NotAPhotograph, ignored, image_format, read_image
 from opam.pipeline.artifacts import BOX, atomic
 from opam.pipeline.errors import OpamError
@@ -109,7 +110,8 @@ def predict(
 ) -> Iterator[Row]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
 
-    Photographs are read ahead of the networks, a bounded number of them.
+    Photographs are read ahead of the networks, a bounded number of them. Where those of 16 bits use
+    fewer, and so are dark, it is told on stderr.
 
     Args:
         classifier: a loaded bundle.
@@ -130,6 +132,8 @@ def predict(
     size = together * classifier.steps["max_side"] ** 2 * 3
     loaded = load_ahead(looked_at, starts, classifier.execution.workers, size)
 
+    largest: dict[Path, float] = {}
+
     def rows() -> Iterator[Row]:
         for start, looks in zip(starts, loaded, strict=True):
             good = [each for each in looks if isinstance(each, LookedAt)]
@@ -139,10 +143,14 @@ def predict(
                     yield {"photograph": readable(path), "error": readable(str(look))}
                     continue
                 own = next(found)
+                if look.photograph.largest is not None:
+                    largest[path] = look.photograph.largest
                 if overlays is not None:
                     with atomic(overlays[path]) as temporary:
                         overlay(read_image(path), own).save(temporary, "JPEG", quality=90)
                 yield row(path, own, classifier.classes, top)
+        if told := unused_depth(np.array([*largest.values()], dtype=float)):
+            print(f"{readable(next(iter(largest)))}: {told}", file=sys.stderr, flush=True)
 
     yield from rows() if quiet else progress(rows(), len(paths), "predict")
 

@@ -10,7 +10,9 @@ from opam.pipeline.params import Params
 class EvaluationParams(Params):
     """How sure the figures are."""
 
-    bootstrap_samples: int = Field(1000, ge=100, description="resamplings behind an interval")
+    bootstrap_samples: int = Field(
+        1000, ge=100, le=1_000_000, description="resamplings behind an interval"
+    )
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray, top: int = 1) -> float:

@@ -58,7 +58,7 @@ class FusionParams(Params):
         description="what is fused: networks, as in the paper: what those fine-tuned say; probes: "
         "what linear discriminants of the pretrained backbone's features say; all: both",
     )
-    folds: int = Field(5, ge=2, description="folds of the cross-validation on val")
+    folds: int = Field(5, ge=2, le=1000, description="folds of the cross-validation on val")
     step: float = Field(
         0.1, ge=0.001, le=1, description="rule mean: spacing of the grid of weights"
     )

@@ -83,8 +83,12 @@ class ExecutionParams(Params):
         return 1 if self.engine == "ray" else max(1, self.workers)
 
     def same_bits(self) -> dict[str, object]:
-        """What the last bits of a network's outputs depend on."""
-        return self.model_dump(include={"device", "threads", "batch_size", "deterministic"})
+        """What the last bits of a network's outputs depend on; the device is the one there is."""
+        import torch
+
+        on_gpu = self.device != "cpu" and torch.cuda.is_available()
+        found = self.model_dump(include={"threads", "batch_size", "deterministic"})
+        return {**found, "device": "cuda" if on_gpu else "cpu"}
 
 
 def prepare_device(params: ExecutionParams) -> torch.device:

@@ -249,6 +249,14 @@ class _Space:
 _space = _Space()
 
 
-@cache
+_telling = threading.Lock()
+
+
 def _tell_once(line: str) -> None:
+    with _telling:
+        _tell(line)
+
+
+@cache
+def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

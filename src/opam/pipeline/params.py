@@ -5,6 +5,7 @@ of its own steps and on no others.
 """
 
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,6 +181,8 @@ def _lines(section: str, error: ValidationError, content: Any) -> list[str]:
             lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if isinstance(problem["input"], str) and re.fullmatch(r"-?\d+e-?\d+", problem["input"]):
+                message += f" (to YAML it is text: write {problem['input'].replace('e', '.0e')})"
             lines.append(
                 f"parameter '{name}' is {reprlib.repr(problem['input'])}: {message}; correct it"
             )
