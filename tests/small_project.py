@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,12 @@ def script(stage: str) -> list[str]:
     if name.startswith("train_") and not entry:
         name, entry = "network_by_training", [name.removeprefix("train_")]
     return [PYTHON, f"stages/{name}.py", *entry]
+
+
+def scripts(stages: Sequence[str]) -> list[str]:
+    """The command of stages without DVC, one after the other in one Python."""
+    asked = ["@".join(script(stage)[1:]) for stage in stages]
+    return [PYTHON, str(Path(__file__).with_name("one_by_one.py")), *asked]
 
 
 def environment(folder: Path) -> dict[str, str]:

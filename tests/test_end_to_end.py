@@ -19,7 +19,7 @@ from small_project import (
     digests,
     dvc,
     project,
-    script,
+    scripts,
     small_params,
 )
 
@@ -73,9 +73,8 @@ def test_other_workers_and_shards_without_dvc_or_pixels_give_the_same_bytes(
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPAM_CACHE", str(folder / "none"))
-        for name in STAGES:
-            done = call(folder, *script(name))
-            assert done.returncode == 0, done.stderr
+        done = call(folder, *scripts(STAGES))
+        assert done.returncode == 0, done.stderr
     assert digests(folder) == undisturbed.digests
     assert len((folder / DECODED).read_text().splitlines()) > 500
     assert list((folder / ".resume").glob("*/*")) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_project import STAGES, Undisturbed, call, preset, script
+from small_project import STAGES, Undisturbed, call, preset, script, scripts
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +52,9 @@ def test_the_method_and_every_system_run_on_it(
         params["baselines"] = {name: systems[name] for name in systems.keys() - refused}
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
     trained = [f"train_baseline@{name}" for name in params["baselines"]]
-    for stage in ["check_params", "record_environment", *BEHIND_PROPOSALS, *trained, "compare"]:
-        done = call(folder, *script(stage))
-        assert done.returncode == 0, f"{stage}:\n{done.stderr}"
+    stages = ["check_params", "record_environment", *BEHIND_PROPOSALS, *trained, "compare"]
+    done = call(folder, *scripts(stages))
+    assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "data/metrics.json").read_text())
     assert metrics != json.loads((undisturbed.untouched / "data/metrics.json").read_text())
     compared = (folder / "data/comparison.csv").read_text()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from small_project import STAGES, Undisturbed, call, digests, preset, script
+from small_project import STAGES, Undisturbed, call, digests, preset, scripts
 
 from opam import Classifier
 from opam.app.check_params import check
@@ -50,12 +51,11 @@ def frozen(params: dict) -> dict:
     return params
 
 
-def untrained(stage: str) -> list[str]:
-    """The command of a stage, of a network by its discriminants."""
-    command = script(stage)
-    if "network_by_training" in command[1]:
-        command[1] = "stages/network_by_discriminant.py"
-    return command
+def run(folder: Path, stages: Sequence[str]) -> None:
+    """Stages one after the other, networks by their discriminants."""
+    by = "network_by_training", "network_by_discriminant"
+    done = call(folder, *(part.replace(*by) for part in scripts(stages)))
+    assert done.returncode == 0, done.stderr
 
 
 LOOKED = """
@@ -83,9 +83,7 @@ def test_the_whole_pipeline_trains_nothing(undisturbed: Undisturbed, tmp_path: P
         file.write(LOOKED)
     shutil.rmtree(folder / "data/out_of_fold")
     shutil.rmtree(folder / "data/scores")
-    for stage in ["prepare", *BEHIND_PREPARE]:
-        done = call(folder, *untrained(stage))
-        assert done.returncode == 0, f"{stage}:\n{done.stderr}"
+    run(folder, ["prepare", *BEHIND_PREPARE])
 
     manifest = read_table(folder / "data/manifest.parquet", "manifest")
     training = manifest[manifest["split"] == "train"]
@@ -106,16 +104,12 @@ def test_the_whole_pipeline_trains_nothing(undisturbed: Undisturbed, tmp_path: P
         np.testing.assert_allclose(found.probabilities["fused"], row.probabilities, atol=2e-3)
 
     # Another system beside it, trained on all of them though there is no val.
-    for stage in ("train_baseline@finetune", "compare", "report"):
-        done = call(folder, *script(stage))
-        assert done.returncode == 0, done.stderr
+    run(folder, ["train_baseline@finetune", "compare", "report"])
 
     # From features and maps that are kept, to the same bytes.
     before = digests(folder)
     (folder / "looked_at.txt").unlink()
-    for stage in LOOKS:
-        done = call(folder, *untrained(stage))
-        assert done.returncode == 0, done.stderr
+    run(folder, LOOKS)
     assert digests(folder) == before
     assert not (folder / "looked_at.txt").exists()
 
