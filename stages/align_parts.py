@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from opam.engine.crops import CropBatches
-from opam.engine.forward import forward_by_maps, kept_as
+from opam.engine.forward import forward_by_maps, kept_where_untrained
 from opam.method.alignment import (
     AlignmentParams,
     assign_parts,
@@ -17,7 +17,6 @@ from opam.method.alignment import (
     contrast,
     group_activations,
 )
-from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
@@ -52,9 +51,7 @@ def main() -> None:
         read=Photographs(manifest, execution.decoded_gigabytes),
     )
 
-    kept = None
-    if network.rooted:  # its neurons are the pretrained backbone's
-        kept = kept_as("responses", execution, state_digest(network.backbone.body), module)
+    kept = kept_where_untrained(network, "responses", execution, module)
 
     def responses_of(crops: torch.Tensor) -> torch.Tensor:
         return network.neuron_responses(crops, module)[..., None, None]

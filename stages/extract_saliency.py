@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 
 from opam.engine.crops import CropBatches
-from opam.engine.forward import forward_by_maps, kept_as, whole_groups
+from opam.engine.forward import forward_by_maps, kept_where_untrained, whole_groups
 from opam.method.saliency import SaliencyParams, merge_views, predicted_class_maps, views_of
-from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import map_rows, read_table, write_table_in_pieces
@@ -45,9 +44,7 @@ def main() -> None:
     )
     image_ids = manifest["image_id"].to_numpy()
 
-    kept = None
-    if network.rooted:  # its maps are the pretrained backbone's
-        kept = kept_as("maps", execution, state_digest(network.backbone.body))
+    kept = kept_where_untrained(network, "maps", execution)
 
     def class_maps_of(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features, logits = network.maps_and_logits(maps)

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from opam.engine.crops import CropBatches
-from opam.engine.forward import kept_as
+from opam.engine.forward import kept_where_untrained
 from opam.engine.scoring import Scoring, score_crops, score_crops_shared
-from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
@@ -45,9 +44,7 @@ def main() -> None:
     # A patch is shown whole: it has no margin to crop.
     batches = CropBatches(paths, boxes, size, execution.batch_size, read=read)
 
-    kept = None
-    if network.rooted:  # its maps are the pretrained backbone's
-        kept = kept_as("maps", execution, state_digest(network.backbone.body))
+    kept = kept_where_untrained(network, "maps", execution)
 
     def exact_rows(first: int) -> Iterator[pd.DataFrame]:
         scores = score_crops(network, batches, execution, "patch scoring", first)

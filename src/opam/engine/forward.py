@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from opam.engine import crops as cutting
 from opam.engine.crops import CropBatches, load_ahead
 from opam.networks.backbones import backbone as backbones
 from opam.networks.backbones.backbone import fold_batch_norm
+from opam.networks.backbones.weights import state_digest
 from opam.photographs.decoding import images
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
@@ -175,6 +177,15 @@ def kept_as(
         code: files that it depends on beside this one, the backbones and what cuts crops.
     """
     return version_of(kind, [*_code(), *code], *how, execution.same_bits(), installed_versions())
+
+
+def kept_where_untrained(
+    network: Any, kind: str, execution: ExecutionParams, *how: object
+) -> str | None:
+    """`kept_as` of a `CamNetwork` whose body is the pretrained one, a discriminant; else None."""
+    if not network.rooted:
+        return None
+    return kept_as(kind, execution, state_digest(network.backbone.body), *how)
 
 
 @cache
