@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward
 from opam.evaluation.metrics import visible_locations
 from opam.method.alignment import assign_parts, cluster_neurons, contrast, group_activations

@@ -120,6 +120,7 @@ def measure() -> list[dict[str, object]]:
                 "what": f"{stage}, one more photograph, from {some} to {many} and {few} to {some}",
                 "value": f"{1000 * late:.1f} ms; {1000 * early:.1f} ms",
                 "ratio": round(late / early, 2),
+                "goal": "0.9 to 1.1",
             }
         )
     return rows

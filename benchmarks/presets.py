@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import yaml
 from bench import hardware
-from project import ROOT, copy_project, environment
+from project import ROOT, copy_project, environment, params_of
 
 from opam.evaluation.lineage import LOOKS, commit, read_looks, record_look
 from opam.pipeline.artifacts import read_json, read_table, write_csv, write_json
-from opam.pipeline.presets import laid_over
 from opam.report.results import SIDE_BY_SIDE, photographs, presets_text
 
 RUNS = {
@@ -34,13 +33,6 @@ RUNS = {
     "finetune": ("cub-small-cpu", "train_baseline@finetune"),
 }
 """The preset of each, and the stage with which it is done."""
-
-
-def params_of(preset: str, shared: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Of a preset on the photographs, and on the machine, of ``shared``."""
-    text = laid_over(ROOT / "presets/defaults.yaml", ROOT / f"presets/{preset}.yaml")
-    params: dict[str, Any] = yaml.safe_load(text)
-    return {**params, "dataset": shared["dataset"], "execution": shared["execution"], "seed": seed}
 
 
 def figures(data: Path) -> dict[str, Any]:

@@ -10,8 +10,16 @@ from typing import Any
 import yaml
 
 from opam.pipeline.outside import given_photographs
+from opam.pipeline.presets import laid_over
 
 ROOT = Path(__file__).parents[1]
+
+
+def params_of(preset: str, shared: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Of a preset on the photographs, and on the machine, of ``shared``."""
+    text = laid_over(ROOT / "presets/defaults.yaml", ROOT / f"presets/{preset}.yaml")
+    params: dict[str, Any] = yaml.safe_load(text)
+    return {**params, "dataset": shared["dataset"], "execution": shared["execution"], "seed": seed}
 
 
 def copy_project(folder: Path, params: dict[str, Any]) -> Path:
@@ -27,7 +35,8 @@ def copy_project(folder: Path, params: dict[str, Any]) -> Path:
         path = str(ROOT / params["dataset"]["path"])
         params = {**params, "dataset": {**params["dataset"], "path": path}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    call(folder, "dvc", "config", "core.no_scm", "true")
+    if shutil.which("dvc", path=environment(folder)["PATH"]):  # stages run without it, too
+        call(folder, "dvc", "config", "core.no_scm", "true")
     return folder
 
 

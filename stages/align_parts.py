@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward_by_maps, kept_where_untrained
 from opam.method.alignment import (
     AlignmentParams,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward_by_maps, kept_as, whole_groups
 from opam.method.colocalization import (
     ColocalizationParams,

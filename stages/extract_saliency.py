@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward_by_maps, kept_where_untrained, whole_groups
 from opam.method.saliency import SaliencyParams, merge_views, predicted_class_maps, views_of
 from opam.networks.cam_network import read_network

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.discriminant.features import features_of, work_on
 from opam.engine.scoring import by_cluster, score_crops
 from opam.networks.backbones.weights import state_digest

@@ -5,18 +5,18 @@ Run by itself: ``python stages/score_patches.py``.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import kept_where_untrained
-from opam.engine.scoring import Scoring, score_crops, score_crops_shared
+from opam.engine.scoring import Scoring, chosen, score_crops, score_crops_shared
 from opam.networks.cam_network import read_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_photographs, read_table, write_table_in_pieces
-from opam.pipeline.device import ExecutionParams
+from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.params import read_params
 from opam.pipeline.resume import fingerprint, finish, in_shards
 from opam.pipeline.stage import run
@@ -30,8 +30,9 @@ PATCH_SCORES = Path("data/patch_scores.parquet")
 
 def main() -> None:
     """Write data/patch_scores.parquet."""
-    scoring = read_params("scoring", cast(type[str], Scoring))
     execution = read_params("execution", ExecutionParams)
+    device = prepare_device(execution)
+    scoring = chosen(read_params("scoring", cast(Any, Scoring)), device)
     manifest = read_table(MANIFEST, "manifest")
     training = manifest[manifest["split"] == "train"]
     found = read_photographs(PROPOSALS, "proposals")

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from opam.app.check_params import check
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.scoring import predict
 from opam.engine.training.loop import train
 from opam.engine.training.params import TrainingParams

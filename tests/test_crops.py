@@ -7,17 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from opam.engine.crops import (
-    AHEAD,
-    CropBatches,
-    TrainingCrops,
-    centre_boxes,
-    cut,
-    load_ahead,
-    shown_box,
-)
+from opam.engine.crops.ahead import AHEAD, load_ahead
+from opam.engine.crops.batches import CropBatches, TrainingCrops
+from opam.engine.crops.cutting import centre_boxes, cut, shown_box
 from opam.engine.scoring import (
     by_cluster,
+    chosen,
     pooled_probabilities,
     score_crops,
     score_crops_shared,
@@ -71,12 +66,12 @@ def test_a_crop_is_nearly_the_one_of_a_plain_loop(size: int) -> None:
 def test_random_crops_depend_on_seed_epoch_and_row_alone(photographs: pd.DataFrame) -> None:
     table = whole_images(photographs)
     first = TrainingCrops(table, 32, 48, (0, 0))
-    assert torch.equal(first[3][0], TrainingCrops(table, 32, 48, (0, 0))[3][0])
-    assert not torch.equal(first[3][0], TrainingCrops(table, 32, 48, (0, 1))[3][0])
-    assert not torch.equal(first[3][0], TrainingCrops(table, 32, 48, (1, 0))[3][0])
+    assert torch.equal(first[3], TrainingCrops(table, 32, 48, (0, 0))[3])
+    assert not torch.equal(first[3], TrainingCrops(table, 32, 48, (0, 1))[3])
+    assert not torch.equal(first[3], TrainingCrops(table, 32, 48, (1, 0))[3])
     centred = TrainingCrops(table, 32, 48, None)
-    assert torch.equal(centred[3][0], centred[3][0])
-    assert centred[3][1:] == (1, -1)
+    assert torch.equal(centred[3], centred[3])
+    assert (centred.labels[3], centred.heads[3]) == (1, -1)
 
 
 def test_areas_of_random_crops_vary_as_much_as_asked_for(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_areas_of_random_crops_vary_as_much_as_asked_for(tmp_path: Path) -> None
         crops = TrainingCrops(table, 36, 40, (0, 0), min_area)
         shown = []
         for row in range(len(table)):
-            columns, rows, _ = crops[row][0].numpy().astype(int)
+            columns, rows, _ = crops[row].numpy().astype(int)
             assert columns.min() >= 20
             assert columns.max() <= 180
             assert rows.min() >= 10
@@ -102,7 +97,7 @@ def test_areas_of_random_crops_vary_as_much_as_asked_for(tmp_path: Path) -> None
     assert np.ptp(areas(1.0)) < 0.1
     np.testing.assert_allclose(np.quantile(areas(0.25), [0, 0.5, 1]), [0.25, 0.62, 1], atol=0.07)
     fixed, plain = TrainingCrops(table, 36, 40, None, 0.25), TrainingCrops(table, 36, 40, None)
-    assert torch.equal(fixed[0][0], plain[0][0])
+    assert torch.equal(fixed[0], plain[0])
 
 
 BOXES = [np.array([[0, 0, 40, 30], [10, 10, 30, 30], [5, 5, 60, 50]])[:n] for n in (2, 0, 3, 1)]
@@ -357,3 +352,12 @@ def test_a_shared_crop_is_taken_from_the_size_at_which_it_is_seen_exactly(
     execution = ExecutionParams(device="cpu", workers=0)
     list(score_crops_shared(network, photographs["path"].tolist()[:1], boxes, 64, execution, "x"))
     assert seen == [(64, 64), (192, 48)]
+
+
+def test_auto_scores_each_patch_by_itself_where_a_gpu_does() -> None:
+    found = {device: chosen("auto", torch.device(device)) for device in ("cpu", "cuda")}
+    assert found == {"cpu": "shared", "cuda": "exact"}
+    assert [chosen(each, torch.device("cuda")) for each in ("exact", "shared")] == [
+        "exact",
+        "shared",
+    ]

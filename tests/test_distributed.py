@@ -13,7 +13,7 @@ import torch
 import yaml
 from small_project import Undisturbed, call, script
 
-from opam.engine.crops import TrainingCrops
+from opam.engine.crops.batches import TrainingCrops
 from opam.engine.training.loop import _Batches
 from opam.pipeline import distributed
 from opam.pipeline.artifacts import atomic
@@ -29,12 +29,14 @@ class Unread(TrainingCrops):
     def __init__(self, count: int) -> None:
         self.count = count
         self.input_size = PIXELS
+        self.labels = np.arange(count)
+        self.heads = np.full(count, -1)
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:
-        return torch.zeros(3, PIXELS, PIXELS, dtype=torch.uint8), row, -1
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return torch.full((3, PIXELS, PIXELS), row, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 40])
@@ -46,10 +48,11 @@ def test_each_sample_is_seen_once_in_its_batch(
     monkeypatch.setenv("WORLD_SIZE", str(together))
     for rank in range(together):
         monkeypatch.setenv("RANK", str(rank))
-        batches = _Batches(Unread(count), 16, False)
+        batches = _Batches(Unread(count), 16, False, None)
         for number in range(len(batches)):
             images, labels, heads = batches[number]
             assert len(images) == len(labels) == len(heads)
+            assert images[:, 0, 0, 0].tolist() == labels.tolist()
             seen.setdefault(number, []).extend(labels.tolist())
     for number, rows in seen.items():
         assert sorted(rows) == list(range(number * 16, min(number * 16 + 16, count)))

@@ -16,7 +16,7 @@ from small_project import STAGES, Undisturbed, call, digests, preset, scripts
 from opam import Classifier
 from opam.app.check_params import check
 from opam.engine import scoring
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.discriminant import features
 from opam.engine.discriminant.features import features_of
 from opam.engine.forward import forward_by_maps, kept_as

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.scoring import score_crops, score_crops_shared
 from opam.engine.training.loop import train
 from opam.engine.training.params import TrainingParams

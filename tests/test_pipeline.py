@@ -235,7 +235,7 @@ CODE: dict[str, list[str]] = {
     "app/bundle": BUNDLED,
     "app/classifier": ["compare"],
     "app/": [],
-    "engine/crops": CROPPED,
+    "engine/crops/": CROPPED,
     "engine/discriminant/features": ["fit_probes", "score_images"],
     "engine/discriminant/": ["fit_probes"],
     "engine/forward": CROPPED,

@@ -10,18 +10,17 @@ from made_up_run import make_up_run
 from small_project import ROOT, preset
 
 from opam.evaluation.lineage import COLUMNS, LOOKS, commit
-from opam.pipeline.artifacts import read_table, write_csv, write_json
+from opam.pipeline.artifacts import read_table, write_csv
 from opam.pipeline.errors import OpamError
 from opam.report import summary
 from opam.report.results import (
     ABLATION,
-    SIDE_BY_SIDE,
     combinations_text,
     keep_ablation_rows,
     markdown_table,
     measured,
-    photographs,
     preset_of,
+    presets_text,
     results_text,
     steps_text,
 )
@@ -113,24 +112,22 @@ def test_the_page_is_written_from_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| 1 | opam | c0ffee | 0123abc | 50.0% |" in text
 
 
-def test_presets_stand_side_by_side_on_the_same_photographs_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_up_run(tmp_path, 4, ["one", "two"])
-    monkeypatch.chdir(tmp_path)
-    write_csv(Path("data/comparison.csv"), COMPARISON)
-    found = photographs(read_table(Path("data/manifest.parquet"), "manifest"))
-    how = {**found, "commit": "0123abc", "hardware": "two cores"}
-    rows = [
-        {"run": "frozen", "seconds": 540.0, "accuracy": 0.918, "corloc": 0.875, **how},
-        {"run": "finetune", "seconds": 1350.0, "accuracy": 0.9, "corloc": None, **how},
-    ]
-    write_json(SIDE_BY_SIDE, rows)
-    text = results_text()
-    assert "| frozen | 9.0 min | 1.00 | 91.8% | 87.5% |" in text
-    assert "| finetune | 22.5 min | 2.50 | 90.0% |  |" in text
-    write_json(SIDE_BY_SIDE, [{**row, "pixels": 1} for row in rows])
-    assert "9.0 min" not in results_text()
+def test_presets_stand_side_by_side_for_each_set_of_photographs() -> None:
+    how = {"commit": "0123abc", "hardware": "two cores", "set": "cub200", "photographs": 40}
+    how |= {"pixels": 9, "test": 20, "mean_iou": 0.65}
+    wrong = [f"{number}" for number in range(10)]
+    own = {"run": "frozen", "seed": 0, "seconds": 540.0, "accuracy": 0.95, "corloc": 0.875, **how}
+    alone = {**own, "run": "finetune", "seconds": 1350.0, "corloc": None, "mean_iou": None}
+    rows = [{**own, "wrong": wrong[:1]}, {**alone, "wrong": wrong[1:], "accuracy": 0.55}]
+    text = presets_text(rows)
+    assert "| frozen | 1 | 9.0 min | 1.00 | 95.0% | 87.5% | 0.65 | 0.021 |" in text
+    assert "| finetune | 1 | 22.5 min | 2.50 | 55.0% |  |  |  |" in text
+    assert "cub200, 40 photographs, 20 of them test. On\ntwo cores, commit 0123abc." in text
+    more = [{**row, "seed": 1, "accuracy": row["accuracy"] - 0.01} for row in rows]
+    others = [{**row, "set": "flowers"} for row in rows]
+    text = presets_text([*rows, *more, *others])
+    assert "| frozen | 2 | 9.0 min | 1.00 | 94.5 ± 6.4% | 87.5% | 0.65 | 0.021, 0.021 |" in text
+    assert text.index("cub200, 40") < text.index("flowers, 40")
 
 
 def test_the_page_shows_an_ablation_of_the_same_params_alone(

@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, delayed
 
 from opam.app.bundle import BUNDLE, FORMAT, NETWORKS
-from opam.engine.crops import CropBatches
+from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import by_cluster, probabilities
 from opam.method.alignment import assign_parts

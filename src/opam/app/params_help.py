@@ -31,7 +31,8 @@ OPTIONAL = "section or null"
 SCALARS = {
     "seed": "of order, augmentation, new layers, clustering and folds",
     "scoring": "exact: FilterNet sees each patch by itself; shared: it sees the photograph at two "
-    "sizes, and patches share its feature maps, a fraction of the cost (see docs/performance.md)",
+    "sizes, and patches share its feature maps, a fraction of the cost on a CPU (see "
+    "docs/performance.md); auto: exact on a GPU, shared on a CPU",
     "mirrored": "photographs, objects and parts are scored with their mirror images, whose "
     "probabilities count as much; scoring takes twice as long",
 }

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
 from opam.app.classifier import Classification, Classifier, LookedAt
-from opam.engine.crops import load_ahead
+from opam.engine.crops.ahead import load_ahead
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.depth import unused_depth
 from opam.photographs.decoding.images import NotAPhotograph, ignored, image_format, read_image

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from opam.engine import crops as cutting
-from opam.engine.crops import CropBatches, load_ahead
+from opam.engine import crops
+from opam.engine.crops.ahead import load_ahead
+from opam.engine.crops.batches import CropBatches, Read
+from opam.engine.crops.on_device import OnDevice, on_device
 from opam.networks.backbones import backbone as backbones
 from opam.networks.backbones.backbone import fold_batch_norm
 from opam.networks.backbones.weights import state_digest
@@ -58,11 +60,9 @@ def forward(
     device = prepare_device(execution)
     network.to(device)
     fold_batch_norm(network)
-    on_gpu = device.type == "cuda"
-
-    def ready(number: int) -> torch.Tensor:
-        batch = batches[number]
-        return batch.pin_memory() if on_gpu else batch
+    ready = partial(
+        ready_crops, batches, device, photographs_there(batches.read, device, execution)
+    )
 
     numbers = range(first, len(batches))
     size = batches.batch_size * batches.size**2 * 3
@@ -99,6 +99,25 @@ def forward(
         waiting = found
     if waiting is not None:
         yield _arrays(waiting)
+
+
+def photographs_there(
+    read: Read, device: torch.device, execution: ExecutionParams
+) -> OnDevice | None:
+    """The photographs in the device's memory, if it is a GPU that holds them all."""
+    if not isinstance(read, Photographs):
+        return None
+    return on_device(read, device, execution.gpu_gigabytes)
+
+
+def ready_crops(
+    batches: CropBatches, device: torch.device, there: OnDevice | None, number: int
+) -> torch.Tensor:
+    """A batch as the network takes it: cut on the device, or cut here and pinned for it."""
+    if there is not None:
+        return there.cut([*batches.shown(number, there.sizes.__getitem__)], batches.size)
+    batch = batches[number]
+    return batch.pin_memory() if device.type == "cuda" else batch
 
 
 def forward_by_maps(
@@ -190,9 +209,9 @@ def kept_where_untrained(
 
 @cache
 def _code() -> list[Path]:
-    rooms = (Path(module.__file__ or "").parent for module in (backbones, images))
+    rooms = (Path(module.__file__ or "").parent for module in (backbones, images, crops))
     files = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    return [*files, Path(cutting.__file__), Path(__file__)]
+    return [*files, Path(__file__)]
 
 
 def _arrays(tensors: tuple[torch.Tensor, ...]) -> Arrays:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from opam.engine.crops import CropBatches, Read, load_ahead
+from opam.engine.crops.ahead import load_ahead
+from opam.engine.crops.batches import CropBatches, Read
 from opam.engine.forward import forward
 from opam.networks.cam_network import CamNetwork
 from opam.photographs.decoding.images import Photographs, read_image
@@ -24,8 +25,8 @@ from opam.pipeline.kept import digest_of, of_each
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.progress import progress
 
-Scoring = Literal["exact", "shared"]
-"""How patches are scored: each by itself, or from feature maps that they share."""
+Scoring = Literal["auto", "exact", "shared"]
+"""How patches are scored: each by itself, or from feature maps that they share; see `chosen`."""
 SHARED_SIDES = (1.0, 3.0)
 """Longer side of the photograph in shared scoring, over the side of an exactly scored crop."""
 STRIDE = 32
@@ -34,6 +35,17 @@ POOLED = 4
 """Bins along each side of a crop in its part of the feature maps."""
 SAMPLES = 2
 """Sampled points along each side of a bin."""
+
+
+def chosen(scoring: Scoring, device: torch.device) -> Scoring:
+    """What ``auto`` is on a device: exact on a GPU, shared on a CPU.
+
+    A GPU is shown hundreds of patches at once and is idle when it is shown one photograph at a
+    time; a CPU computes a photograph's two views in the time of a dozen patches.
+    """
+    if scoring != "auto":
+        return scoring
+    return "exact" if device.type == "cuda" else "shared"
 
 
 def score_crops(

@@ -67,6 +67,12 @@ class ExecutionParams(Params):
         "proposals, features and maps of the pretrained backbone), in $OPAM_CACHE or "
         "~/.cache/opam; 0: nothing is added, all is made each time",
     )
+    gpu_gigabytes: float = Field(
+        16.0,
+        ge=0,
+        description="where the photographs take no more of a GPU's memory, and no more than half "
+        "of what is free, they lie in it, and crops are cut there; else on the CPU",
+    )
     deterministic: bool = Field(
         False, description="CUDA: only algorithms that give the same bits again; slower"
     )

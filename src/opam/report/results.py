@@ -15,6 +15,7 @@ import yaml
 from scipy.stats import t
 
 from opam.evaluation.lineage import LOOKS, PHOTOGRAPHS, commit, looks_at
+from opam.evaluation.metrics import mcnemar_p
 from opam.pipeline.artifacts import atomic, read_json, read_table, write_json
 from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.errors import OpamError, run
@@ -27,6 +28,8 @@ DATA = Path("data")
 RESULTS = Path("docs/results.md")
 ABLATION = Path("benchmarks/ablation.json")
 SIDE_BY_SIDE = Path("benchmarks/presets.json")
+FINETUNE = "finetune"
+"""The run of ``benchmarks/presets.py`` that the others are held against."""
 ON_VAL = " on val"
 """Ends the name of a figure of the ablation that is of val, not of test."""
 
@@ -179,27 +182,56 @@ digest of all parameters.
 
 
 def presets_text(rows: list[dict[str, Any]]) -> str:
-    """Presets, and the fine-tuned network alone, on one machine: time and accuracy."""
-    lines = [
-        [
-            row["run"],
-            f"{row['seconds'] / 60:.1f} min",
-            f"{row['seconds'] / rows[0]['seconds']:.2f}",
-            f"{row['accuracy']:.1%}",
-            "" if row["corloc"] is None else f"{row['corloc']:.1%}",
-        ]
-        for row in rows
-    ]
-    headings = ["run", "from nothing to accuracy", "over the first", "accuracy on test", "CorLoc"]
-    return f"""
+    """Presets, and the fine-tuned network alone, a table for each set of photographs.
+
+    Args:
+        rows: what ``benchmarks/presets.py`` measured, of one or more seeds each.
+    """
+    text = f"""
 ## Presets side by side
 
-The same photographs, one run after the other, each from nothing (`python benchmarks/presets.py`).
-Splits differ where a preset holds back no val; test is the same. On {rows[0]["hardware"]}, commit
-{rows[0]["commit"] or "unknown"}.
+Each run begins with nothing (`python benchmarks/presets.py`): time from photographs to accuracy on
+test, over the first row's; means over the seeds, with 95% intervals by Student's t where there are
+several. Splits differ where a preset holds back no val; test is the same. McNemar's p is against
+`{FINETUNE}`, for each seed that both have.
+"""
+    headings = ["run", "seeds", "time", "over the first", "accuracy", "CorLoc", "mean IoU", "p"]
+    for (name, count), table in pd.DataFrame(rows).groupby(["set", "photographs"], sort=False):
+        runs = {run: table[table["run"] == run] for run in table["run"].unique()}
+        first = runs[table["run"].iloc[0]]["seconds"].mean()
+        commits = ", ".join(dict.fromkeys(table["commit"].fillna("unknown")))
+        lines = [
+            [
+                run,
+                str(len(own)),
+                f"{own['seconds'].mean() / 60:.1f} min",
+                f"{own['seconds'].mean() / first:.2f}",
+                _mean(own["accuracy"].to_numpy(), "{:.1f}") + "%",
+                "" if own["corloc"].isna().any() else f"{own['corloc'].mean():.1%}",
+                "" if own["mean_iou"].isna().any() else f"{own['mean_iou'].mean():.2f}",
+                ", ".join(f"{p:.2g}" for p in _against(own, runs.get(FINETUNE))),
+            ]
+            for run, own in runs.items()
+        ]
+        text += f"""
+{name}, {count} photographs, {table["test"].iloc[0]} of them test. On
+{", ".join(dict.fromkeys(table["hardware"]))}, commit {commits}.
 
 {markdown_table(headings, lines)}
 """
+    return text
+
+
+def _against(own: pd.DataFrame, others: pd.DataFrame | None) -> list[float]:
+    """McNemar's p between the runs of the same seed, from the photographs that each got wrong."""
+    if others is None or own["run"].iloc[0] == FINETUNE:
+        return []
+    found = []
+    for _, (one, other) in own.merge(others, on="seed")[["wrong_x", "wrong_y"]].iterrows():
+        either = sorted({*one, *other})
+        right = (np.array([each not in wrong for each in either]) for wrong in (one, other))
+        found.append(mcnemar_p(*right))
+    return found
 
 
 def results_text() -> str:
@@ -265,7 +297,7 @@ Share of test photographs in which a part of each cluster holds the named locati
 {markdown_table(*location_cells(locations))}
 """
     beside = read_json(SIDE_BY_SIDE) if SIDE_BY_SIDE.exists() else []
-    if beside and photographs(manifest).items() <= beside[0].items():
+    if beside:
         text += presets_text(beside)
     text += looks_text(read_json(PHOTOGRAPHS)["sha256"])
     rows = ablation_rows(ABLATION, measured(params, manifest))

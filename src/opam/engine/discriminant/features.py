@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine import crops, forward
+from opam.engine import forward
+from opam.engine.crops import batches as batching
 from opam.networks import cam_network
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.cam_network import Pooled
@@ -60,7 +61,7 @@ def features_of(
     seed: int,
     execution: ExecutionParams,
     name: str,
-    read: crops.Read,
+    read: batching.Read,
 ) -> Iterator[np.ndarray]:
     """Yield features of all views of rows' boxes, float32 n x V x D, in their order.
 
@@ -165,12 +166,12 @@ def _computed(
     pooled: Pooled,
     execution: ExecutionParams,
     name: str,
-    read: crops.Read,
+    read: batching.Read,
 ) -> Iterator[np.ndarray]:
     """Features of each photograph's boxes, float32 1 x V x D; ``sizes``: of crop, batch and V."""
     input_size, size, each = sizes
     mirrored = [view % 2 == 1 for view in range(each)]
-    batches = crops.CropBatches(paths, boxes, input_size, size, mirrored, read=read)
+    batches = batching.CropBatches(paths, boxes, input_size, size, mirrored, read=read)
 
     def features(batch: torch.Tensor) -> tuple[torch.Tensor]:
         whole = forward.whole_batch(batch, size)

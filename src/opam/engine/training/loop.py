@@ -14,7 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops import Read, TrainingCrops, load_ahead
+from opam.engine.crops.ahead import load_ahead
+from opam.engine.crops.batches import Read, TrainingCrops
+from opam.engine.crops.on_device import OnDevice
+from opam.engine.forward import photographs_there
 from opam.engine.training.freezing import freeze_batch_norm, freeze_until
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
 from opam.engine.training.optimizer import RunningAverage, create_optimizer
@@ -144,7 +147,7 @@ def train(
             frozen.eval()
             if params.frozen_batch_norm:
                 freeze_batch_norm(cast(Any, network).backbone)
-            batches = _batches(crops, params.batch_size, execution.workers, device)
+            batches = _batches(crops, params.batch_size, execution, device)
             shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
             row = _epoch(name, step, optimizer, average, shown, epoch, len(table), params)
             even_out_statistics(network)
@@ -242,25 +245,28 @@ def evaluate(
     network.eval()
     crops = TrainingCrops(table, params.input_size, params.resize, None, read=read)
     plain = params.model_copy(update={"label_smoothing": 0.0})
-    loss, correct = 0.0, 0.0
-    for images, labels, heads in _batches(crops, execution.batch_size, execution.workers, device):
+    # On the device until all are looked at, as in `_epoch`.
+    loss: Any = 0.0
+    correct: Any = 0
+    for images, labels, heads in _batches(crops, execution.batch_size, execution, device):
         if not len(labels):
             continue
         memory = fits_memory("execution.batch_size", execution.batch_size, params.input_size)
         with memory, autocast(device):
             batch_loss, right = losses(network, images, labels, heads, plain)
-        loss += batch_loss.item() * len(labels)
-        correct += right.sum().item()
-    loss, correct = added_up(loss, correct, device=device)
+        loss += batch_loss.double() * len(labels)
+        correct += right.sum()
+    loss, correct = added_up(float(loss), float(correct), device=device)
     return loss / len(table), correct / len(table)
 
 
 def _batches(
-    crops: TrainingCrops, batch_size: int, workers: int, device: torch.device
+    crops: TrainingCrops, batch_size: int, execution: ExecutionParams, device: torch.device
 ) -> Iterator[Batch]:
-    made = _Batches(crops, batch_size, device.type == "cuda")
+    there = photographs_there(crops.read, device, execution)
+    made = _Batches(crops, batch_size, device.type == "cuda", there)
     size = batch_size * crops.input_size**2 * 3
-    for batch in load_ahead(made.__getitem__, range(len(made)), workers, size):
+    for batch in load_ahead(made.__getitem__, range(len(made)), execution.workers, size):
         images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
         yield images, labels, heads
 
@@ -284,12 +290,21 @@ class _Batches:
     """Crops in batches, in order: uint8 B x 3 x S x S, channels last; int64 labels; int64 heads.
 
     Of every batch this process's share: with n processes each n-th crop.
+
+    Args:
+        crops: in the order of training.
+        size: crops a batch.
+        pinned: for a GPU to take over.
+        there: the photographs in its memory, where crops are then cut.
     """
 
-    def __init__(self, crops: TrainingCrops, size: int, pinned: bool) -> None:
+    def __init__(
+        self, crops: TrainingCrops, size: int, pinned: bool, there: OnDevice | None
+    ) -> None:
         self.crops = crops
         self.size = size
         self.pinned = pinned
+        self.there = there
 
     def __len__(self) -> int:
         return math.ceil(len(self.crops) / self.size)
@@ -298,15 +313,19 @@ class _Batches:
         rows = range(number * self.size, min((number + 1) * self.size, len(self.crops)))
         rows = rows[rank() :: processes()]
         side = self.crops.input_size
+        columns = self.crops.labels, self.crops.heads
+        targets = [self._pinned(torch.from_numpy(each[[*rows]])) for each in columns]
+        if self.there is not None and len(rows):
+            cuts = [self.crops.shown(row) for row in rows]
+            return self.there.cut(cuts, side), *targets
         # Filled by NumPy: torch would start threads of its own beside those of the network.
         pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-        labels, heads = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):
-            crop, labels[place], heads[place] = self.crops[row]
-            pixels[place] = crop.permute(1, 2, 0).numpy()
-        batch = (torch.from_numpy(each) for each in (pixels, labels, heads))
-        images, *targets = (each.pin_memory() if self.pinned else each for each in batch)
-        return images.permute(0, 3, 1, 2), *targets
+            pixels[place] = self.crops[row].permute(1, 2, 0).numpy()
+        return self._pinned(torch.from_numpy(pixels)).permute(0, 3, 1, 2), *targets
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self.pinned else tensor
 
 
 def _inputs(

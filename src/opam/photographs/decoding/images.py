@@ -321,10 +321,9 @@ class Photographs:
     """
 
     def __init__(self, manifest: pd.DataFrame, gigabytes: float) -> None:
-        sides = manifest[["width", "height"]].max(axis=1)
-        self.known = dict(
-            zip(manifest["path"], zip(manifest["sha256"], sides, strict=True), strict=True)
-        )
+        paths, sizes = manifest["path"].tolist(), manifest[["width", "height"]].to_numpy().tolist()
+        self.digests = dict(zip(paths, manifest["sha256"], strict=True))
+        self.sizes: dict[str, tuple[int, int]] = dict(zip(paths, map(tuple, sizes), strict=True))
         self.gigabytes = gigabytes
 
     def __call__(self, path: str) -> np.ndarray:
@@ -333,12 +332,11 @@ class Photographs:
         Raises:
             OpamError: as `read_photograph`.
         """
-        return decoded(*self.where(path)).pixels if path in self.known else read_image(path)
+        return decoded(*self.where(path)).pixels if path in self.sizes else read_image(path)
 
     def content(self, path: str) -> tuple[str, int]:
         """What decides on a photograph's pixels: its file's digest, its longer side in pixels."""
-        sha256, side = self.known[path]
-        return sha256, int(side)
+        return self.digests[path], max(self.sizes[path])
 
     def where(self, path: str) -> tuple[str, int, float, str]:
         """The arguments of `decoded`, for another process."""

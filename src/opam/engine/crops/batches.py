@@ -1,84 +1,24 @@
-"""Crops cut from decoded photographs, from the original pixels to the network's in one go.
-
-A crop is a box of the photograph seen the way the paper sees a whole image: scaled to
-``resize`` x ``resize`` pixels, of which ``input_size`` x ``input_size`` are shown, at random
-in training and in the centre in test. Both steps are one here: the shown part of the box is
-computed first, so that nothing is blurred twice.
-"""
+"""Which crops a batch has: drawn anew each epoch in training, in order for scores and maps."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 
+from opam.engine.crops.cutting import centre_boxes, cut, shown_box
 from opam.photographs.decoding.images import Photographs, read_image
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.kept import digest_of
 
 Read = Callable[[Any], np.ndarray]
 """A photograph by its path, uint8 H x W x 3, RGB: `Photographs`, say."""
-FloatBox = tuple[float, float, float, float]
-Made = TypeVar("Made")
-AHEAD = 1 << 30
-"""Bytes that wait ahead of the network, at most."""
 HELD = 8
 """Photographs whose pixels are held while their crops are cut."""
-
-
-def shown_box(box: Sequence[float], fraction: float, across: float, down: float) -> FloatBox:
-    """The part of ``box`` that a crop of ``fraction`` of its sides shows.
-
-    Args:
-        box: x0, y0, x1, y1.
-        fraction: side of the shown part over side of the box, 0..1.
-        across: horizontal place of the shown part, 0 (left) to 1 (right).
-        down: vertical place, 0 (top) to 1 (bottom).
-    """
-    x0, y0, x1, y1 = box
-    width, height = (x1 - x0) * fraction, (y1 - y0) * fraction
-    left = x0 + across * (x1 - x0 - width)
-    top = y0 + down * (y1 - y0 - height)
-    return left, top, left + width, top + height
-
-
-def cut(
-    image: np.ndarray, boxes: np.ndarray, size: int, mirrored: Sequence[bool] | None = None
-) -> torch.Tensor:
-    """Cut boxes, rounded to whole pixels, and resample each to ``size`` x ``size``.
-
-    Bilinear where a side grows, the mean over the pixels' areas where it shrinks.
-
-    Args:
-        image: uint8 H x W x 3.
-        boxes: float N x 4, in pixels; what lies outside the image is left away.
-        size: side of a crop in pixels.
-        mirrored: which crops are mirrored; None: none.
-
-    Returns:
-        uint8 N x 3 x size x size, channels last in memory.
-    """
-    height, width = image.shape[:2]
-    crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
-    ends = np.floor(np.asarray(boxes, dtype=np.float64) + 0.5).astype(np.int64)
-    for crop, (x0, y0, x1, y1) in zip(crops, ends.tolist(), strict=True):
-        left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
-        part = image[top : max(min(y1, height), top + 1), left : max(min(x1, width), left + 1)]
-        columns, rows = min(size, part.shape[1]), min(size, part.shape[0])
-        if part.shape[:2] != (rows, columns):
-            part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
-        cv2.resize(part, (size, size), dst=crop, interpolation=cv2.INTER_LINEAR)
-    if mirrored is not None:
-        chosen = np.asarray(mirrored, dtype=bool)
-        crops[chosen] = crops[chosen, :, ::-1]
-    return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 class TrainingCrops:
@@ -119,7 +59,8 @@ class TrainingCrops:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:
+    def shown(self, row: int) -> tuple[str, np.ndarray, np.ndarray]:
+        """The photograph of a crop, the box that is shown, 1 x 4, and whether it is mirrored."""
         across, down, mirror, fraction = 0.5, 0.5, False, self.fraction
         if self.seed_and_epoch is not None:
             generator = np.random.default_rng([*self.seed_and_epoch, row])
@@ -127,8 +68,11 @@ class TrainingCrops:
             mirror = bool(generator.random() < 0.5)
             fraction *= math.sqrt(generator.uniform(self.min_area, 1.0))
         box = shown_box(self.boxes[row], fraction, across, down)
-        crops = cut(self.read(self.paths[row]), np.array([box]), self.input_size, [mirror])
-        return crops[0], int(self.labels[row]), int(self.heads[row])
+        return self.paths[row], np.array([box]), np.array([mirror])
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        path, boxes, mirrored = self.shown(row)
+        return cut(self.read(path), boxes, self.input_size, mirrored)[0]
 
 
 class CropBatches:
@@ -207,52 +151,24 @@ class CropBatches:
         photograph = np.searchsorted(self.before[1:], crops, side="right")
         return photograph, crops - self.before[photograph]
 
-    def __getitem__(self, number: int) -> torch.Tensor:
+    def shown(
+        self, number: int, size_of: Callable[[Any], tuple[int, int]]
+    ) -> Iterator[tuple[Any, np.ndarray, np.ndarray | None]]:
+        """Of a batch each photograph, its boxes that are shown, and which crops are mirrored.
+
+        Args:
+            number: of the batch.
+            size_of: width and height of a photograph.
+        """
         photograph, row = self.rows(number)
         borders = np.flatnonzero(np.diff(photograph)) + 1
-        crops = []
         for item, rows in zip(photograph[np.r_[0, borders]], np.split(row, borders), strict=True):
-            image = self.held(self.paths[item])
             boxes = np.asarray(self.boxes[item], dtype=np.float64)[rows]
             if self.unit:
-                boxes = boxes * np.tile(image.shape[1::-1], 2)
+                boxes = boxes * np.tile(size_of(self.paths[item]), 2)
             mirrored = None if self.mirrored is None else self.mirrored[rows]
-            crops.append(cut(image, centre_boxes(boxes, self.fraction), self.size, mirrored))
-        return torch.cat(crops)
+            yield self.paths[item], centre_boxes(boxes, self.fraction), mirrored
 
-
-def centre_boxes(boxes: np.ndarray, fraction: float) -> np.ndarray:
-    """The centred shown part of every box, as in test. float64 N x 4."""
-    return np.array([shown_box(box, fraction, 0.5, 0.5) for box in boxes]).reshape(-1, 4)
-
-
-def load_ahead(
-    make: Callable[[int], Made], numbers: Iterable[int], workers: int, size: int = 0
-) -> Iterator[Made]:
-    """Yield what ``make`` makes of each number, in order and ahead of time.
-
-    Threads, not processes: decoding and resizing run outside Python's lock, and what they give
-    need not be copied from one process to another.
-
-    Args:
-        make: called with a number.
-        numbers: in this order.
-        workers: threads; 0: nothing is made ahead.
-        size: bytes of what is made; not more than `AHEAD` of them wait, but for one.
-    """
-    cv2.setNumThreads(1)  # the threads share the cores already
-    if workers == 0:
-        yield from map(make, numbers)
-        return
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Made]] = deque()
-    most = max(1, min(2 * workers, AHEAD // max(1, size)))
-    try:
-        for number in numbers:
-            waiting.append(pool.submit(make, number))
-            if len(waiting) > most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __getitem__(self, number: int) -> torch.Tensor:
+        every = self.shown(number, lambda path: self.held(path).shape[1::-1])
+        return torch.cat([cut(self.held(path), own, self.size, to) for path, own, to in every])
