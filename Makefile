@@ -20,7 +20,7 @@ help: ## list the targets
 repro: .venv/.installed ## run the whole pipeline, or go on with it, and print the results
 	python -m opam.app.check_params
 	python -m opam.app.mend
-	dvc repro export_bundle draw_examples
+	dvc repro export_bundle draw_examples doubt_labels
 	python -m opam.report.summary
 	@echo 'The other systems beside OPAM, and a report to look through: make repro-all'
 

@@ -16,13 +16,14 @@ from opam.engine.discriminant.fitting import (
     ProbeParams,
     by_cluster,
     fit_network,
+    held_out,
     whole_photographs,
 )
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
 from opam.networks.cam_network import CamNetwork, write_network
 from opam.photographs.decoding.images import Photographs
-from opam.pipeline.artifacts import read_json, read_table
+from opam.pipeline.artifacts import SCHEMAS, read_json, read_table, write_table
 from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.params import read_params
 from opam.pipeline.resume import finish
@@ -32,12 +33,12 @@ MANIFEST = Path("data/manifest.parquet")
 OBJECTS = Path("data/objects.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
 NEURON_CLUSTERS = Path("data/neuron_clusters.json")
-PROBES = Path("data/models/probes.safetensors")
-PART_PROBES = Path("data/models/part_probes.safetensors")
+MODELS = Path("data/models")
+OUT_OF_FOLD = Path("data/out_of_fold")
 
 
 def main() -> None:
-    """Write data/models/probes.safetensors and part_probes.safetensors."""
+    """Write data/models/probes.safetensors, part_probes.safetensors, and data/out_of_fold/."""
     seed = read_params("seed", int)
     params = read_params("probes", ProbeParams)
     backbone_params = read_params("backbone", BackboneParams)
@@ -57,9 +58,9 @@ def main() -> None:
     backbone = create_backbone(backbone_params).eval()
     weights = state_digest(backbone.body)
     read = Photographs(manifest, execution.decoded_gigabytes)
-    for path, size, kinds in (
-        (PROBES, params.input_size, of_objects),
-        (PART_PROBES, params.part_size, of_parts),
+    for name, size, kinds in (
+        ("probes", params.input_size, of_objects),
+        ("part_probes", params.part_size, of_parts),
     ):
 
         def features(rows: pd.DataFrame, kind: str, size: int = size) -> Iterator[np.ndarray]:
@@ -67,11 +68,16 @@ def main() -> None:
             return features_of(backbone, weights, rows, *how, f"probe {kind}", read)
 
         network = CamNetwork(backbone, classes, heads=0, rooted=1)
+        rows = SCHEMAS["out_of_fold"].empty_table().to_pandas()
         if params.enabled:
             how = backbone, kinds, features, classes, seed, device
-            network, _ = fit_network(*how, params.pooled)
+            network, discriminants = fit_network(*how, params.pooled)
+            rows = held_out(kinds, discriminants)
+        if name == "part_probes" and params.enabled:  # as in `network_by_discriminant`
+            rows = rows[rows["cluster"] == rows["head"]]
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
-        write_network(path, network, settings)
+        write_network(MODELS / f"{name}.safetensors", network, settings)
+        write_table(OUT_OF_FOLD / f"{name}.parquet", "out_of_fold", rows)
     for kind in (*of_objects, *of_parts):
         finish(work_on(f"probe {kind}"))
 

@@ -15,7 +15,13 @@ import numpy as np
 import pandas as pd
 
 from opam.engine.discriminant.features import features_of, work_on
-from opam.engine.discriminant.fitting import NAMED, by_cluster, fit_network, whole_photographs
+from opam.engine.discriminant.fitting import (
+    NAMED,
+    by_cluster,
+    fit_network,
+    held_out,
+    whole_photographs,
+)
 from opam.engine.training.params import network_params
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
@@ -83,18 +89,13 @@ def main() -> None:
     classes = manifest["label"].nunique()
     network, discriminants = fit_network(backbone, kinds, features, classes, seed, device, pooled)
     settings = {"backbone": called, "input_size": params.input_size, "resize": params.input_size}
-    held_out = [
-        rows.assign(head=head, probabilities=list(found.held_out))[found.known]
-        for head, (rows, found) in enumerate(zip(kinds.values(), discriminants, strict=True))
-    ]
+    rows = held_out(kinds, discriminants)
     if name == "partnet":  # a cluster without parts was given those of others
-        held_out = [rows[rows["cluster"] == rows["head"]] for rows in held_out]
+        rows = rows[rows["cluster"] == rows["head"]]
     if name in ("classnet", "objectnet"):  # the first box of a photograph is what it will be asked
-        held_out = [held_out[0].drop_duplicates("image_id")]
+        rows = rows.drop_duplicates("image_id")
     if name != "filternet":
-        columns = ["image_id", "head", "probabilities"]
-        table = pd.concat(held_out).sort_values("image_id", kind="stable")[columns]
-        write_table(DATA / f"out_of_fold/{name}.parquet", "out_of_fold", table)
+        write_table(DATA / f"out_of_fold/{name}.parquet", "out_of_fold", rows)
     write_network(DATA / f"models/{name}.safetensors", network, settings)
     write_json(CURVES / name / TIME, {"training_seconds": time.monotonic() - started})
     for kind in kinds:

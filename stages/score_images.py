@@ -170,13 +170,13 @@ def main() -> None:
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
 
     both = [np.vstack(boxes) for boxes in zip(whole, object_boxes, strict=True)]
-    by_probes = score(Asked("probes", both, [np.arange(2)] * len(ids)), of)
-    by_part_probes = score(Asked("part_probes", part_boxes, clusters), of)
+    by_probes = tables_of("probes", both, [np.arange(2)] * len(ids))
+    by_probes += tables_of("part_probes", part_boxes, clusters)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [SCHEMAS["probe_scores"].empty_table().to_pandas()]
     # Without probes there is no table but this.
-    for name, own in zip(names, [*by_probes, *by_part_probes], strict=False):
-        tables.append(unseen.assign(name=name, probabilities=list(own.astype(np.float32))))
+    for name, own in zip(names, by_probes, strict=False):
+        tables.append(own.assign(name=name))
     table = pd.concat(tables).sort_values(["image_id", "name"])
     write_table(SCORES / "probes.parquet", "probe_scores", table)
     for network in ("classnet", "objectnet", "partnet", "probes", "part_probes"):

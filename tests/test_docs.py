@@ -26,7 +26,7 @@ make repro
 export OMP_WAIT_POLICY=PASSIVE
 python -m opam.app.check_params
 python -m opam.app.mend
-dvc repro export_bundle draw_examples
+dvc repro export_bundle draw_examples doubt_labels
 python -m opam.report.summary
 python stages/prepare.py
 python stages/report.py

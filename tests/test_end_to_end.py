@@ -188,6 +188,7 @@ def test_dvc_shows_metrics_plots_and_experiments(repro: Path) -> None:
     assert [name for name in STAGES if f"Running stage '{name}'" in ran] == [
         "check_params",
         "fuse",
+        "doubt_labels",
         "evaluate",
         "draw_examples",
         "export_bundle",

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 METHOD = Path(__file__).parents[1] / "src/opam/method"
+BESIDE = ("evaluation.doubts",)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in METHOD.glob("[a-z]*.py")))
+@pytest.mark.parametrize(
+    "name", [*(f"method.{path.stem}" for path in sorted(METHOD.glob("[a-z]*.py"))), *BESIDE]
+)
 def test_the_example_of_a_step_gives_what_it_says(name: str) -> None:
-    found = doctest.testmod(import_module(f"opam.method.{name}"))
+    found = doctest.testmod(import_module(f"opam.{name}"))
     assert found.attempted >= 1
     assert found.failed == 0

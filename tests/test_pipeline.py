@@ -34,6 +34,7 @@ FROM_CLASSNET = [
     "fit_probes",
     "score_images",
     "fuse",
+    "doubt_labels",
     "evaluate",
     "draw_examples",
     "export_bundle",
@@ -41,7 +42,7 @@ FROM_CLASSNET = [
     "report",
 ]
 FROM_OBJECTS = FROM_CLASSNET[2:]
-FROM_SCORES = FROM_CLASSNET[-7:]
+FROM_SCORES = FROM_CLASSNET[-8:]
 FROM_PARTS = ["select_parts", "align_parts", "train_partnet", "fit_probes", *FROM_SCORES]
 FROM_ALIGNMENT = FROM_PARTS[1:]
 FROM_FILTERNET = ["train_filternet", "score_patches", "filter_patches", *FROM_CLASSNET]
@@ -114,7 +115,7 @@ EXPECTED: dict[str, list[str]] = {
     "fusion.step": FROM_SCORES[1:],
     "fusion.folds": FROM_SCORES[1:],
     "fusion.rule": FROM_SCORES[1:],
-    "evaluation.bootstrap_samples": FROM_SCORES[2:],
+    "evaluation.bootstrap_samples": FROM_SCORES[3:],
 }
 
 EXPECTED |= {
@@ -228,7 +229,7 @@ READ = [*CROPPED, "fetch_data", "prepare", "propose_patches", "draw_examples", "
 PREPARED = ["prepare"]
 SHOWN = ["draw_examples", "report"]
 BUNDLED = ["export_bundle", "compare"]
-FUSED = ["fuse", "evaluate", "draw_examples", "report", *BUNDLED]
+FUSED = ["fuse", "doubt_labels", "evaluate", "draw_examples", "report", *BUNDLED]
 
 CODE: dict[str, list[str]] = {
     "__init__": [],
@@ -244,7 +245,8 @@ CODE: dict[str, list[str]] = {
     "evaluation/cost": ["compare", *BASELINES],
     "evaluation/lineage": ["evaluate", "report", *BUNDLED],
     "evaluation/metrics": ["evaluate", "compare", *SHOWN],
-    "evaluation/scores": ["fuse", "evaluate", "report"],
+    "evaluation/doubts": ["doubt_labels"],
+    "evaluation/scores": ["fuse", "doubt_labels", "evaluate", "report"],
     "method/alignment": ["align_parts", "compare"],
     "method/colocalization": ["colocalize", *BUNDLED],
     "method/filtering": ["filter_patches"],

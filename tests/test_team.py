@@ -223,6 +223,7 @@ def test_a_colleagues_value_is_fetched_not_run(team: Team, tmp_path: Path) -> No
         "train_partnet",
         "score_images",
         "fuse",
+        "doubt_labels",
         "evaluate",
         "draw_examples",
         "export_bundle",

@@ -40,7 +40,8 @@ def read_scores(
         for name, table in tables.items()
         if of == "all" or name.endswith(PROBE) == (of == "probes")
     }
-    known = tables["original"]
+    # Where there are no probes, there is nothing to intersect.
+    known = next(iter(chosen.values()), tables["original"].set_index("image_id")).reset_index()
     for table in chosen.values():
         known = known[known["image_id"].isin(table.index)]
     images = known[["image_id", "split", "label"]].reset_index(drop=True)

@@ -18,6 +18,7 @@ from opam.report.tables import branch_cells, location_cells, system_cells
 DATA = Path("data")
 COMPARISON = DATA / "comparison.csv"
 REPORT = DATA / "report/index.html"
+DOUBTFUL = DATA / "doubtful_labels.csv"
 BUNDLE = DATA / "bundle"
 OF_SYSTEMS = ("system", "accuracy", "interval", "mcnemar_p", "pointing", "training_seconds")
 """Columns of the comparison that fit 80 characters."""
@@ -60,6 +61,10 @@ def main() -> None:
         console.print(terminal_table("Systems on the test split", *cells))
     console.print("Metrics: data/metrics.json   predictions: data/predictions.parquet")
     console.print("Plots: `dvc plots show` writes dvc_plots/index.html", highlight=False)
+    if DOUBTFUL.exists():
+        doubtful = pd.read_csv(DOUBTFUL)
+        sure = int(doubtful["above_threshold"].sum())
+        console.print(f"Labels doubted: {len(doubtful)}, {sure} for good reason: {DOUBTFUL}")
     if BUNDLE.exists():
         console.print("Label more photographs: `opam predict FOLDER`", highlight=False)
     if REPORT.exists():

@@ -58,6 +58,23 @@ def by_cluster(parts: pd.DataFrame, clusters: int) -> dict[str, pd.DataFrame]:
     return found
 
 
+def held_out(kinds: dict[str, pd.DataFrame], discriminants: list[Discriminant]) -> pd.DataFrame:
+    """What each discriminant says of boxes that it was not fitted on, a row a box.
+
+    Args:
+        kinds: the rows of boxes that each was fitted on.
+        discriminants: one for each of ``kinds``, which is its ``head``.
+
+    Returns:
+        The rows with ``head`` and ``probabilities``, photograph by photograph.
+    """
+    rows = [
+        own.assign(head=head, probabilities=list(found.held_out))[found.known]
+        for head, (own, found) in enumerate(zip(kinds.values(), discriminants, strict=True))
+    ]
+    return pd.concat(rows).sort_values("image_id", kind="stable")
+
+
 def fit_network(
     backbone: Backbone,
     kinds: dict[str, pd.DataFrame],
