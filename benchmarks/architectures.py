@@ -7,8 +7,6 @@ what the preset takes on 600 photographs for training and 515 for test, as in tw
 CUB-200-2011. Other systems are left out.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,55 +15,20 @@ from typing import Any, cast
 
 import torch
 import yaml
-from project import ROOT, copy_project, environment, params_of
+from project import ROOT, copy_project, params_of, run_stages
 
 from opam.engine.training.freezing import freeze_batch_norm
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import CamNetwork
 from opam.pipeline.artifacts import read_json
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
+from opam.pipeline.params import NETWORKS
 
 PRESETS = ("dinov2-small", "convnext-tiny", "swin-base-384")
 BIRDS = {"name": "synthetic_birds", "synthetic_birds": {"train_per_class": 4, "test_per_class": 1}}
 TRAINING, EVERY = 600, 1115
 """Photographs of what a row of the table is about."""
-NETWORKS = ("filternet", "classnet", "objectnet", "partnet")
-SCRIPTS = (
-    "check_params",
-    "record_environment",
-    "fetch_data",
-    "prepare",
-    "propose_patches",
-    "network_by_training filternet",
-    "score_patches",
-    "filter_patches",
-    "network_by_training classnet",
-    "extract_saliency",
-    "colocalize",
-    "extract_objects",
-    "select_parts",
-    "align_parts",
-    "network_by_training objectnet",
-    "network_by_training partnet",
-    "fit_probes",
-    "score_images",
-    "fuse",
-    "evaluate",
-)
-"""All stages up to the figures where networks are trained, in order."""
 ROUNDS = 3
-
-
-def stages(folder: Path) -> dict[str, float]:
-    """Seconds that each stage takes by itself, its start included; DVC is not needed."""
-    found = {}
-    for each in SCRIPTS:
-        name, *entry = each.split()
-        started = time.monotonic()
-        command = [sys.executable, f"stages/{name}.py", *entry]
-        subprocess.run(command, cwd=folder, env=environment(folder), check=True)
-        found[each] = time.monotonic() - started
-    return found
 
 
 def rate(work: Callable[[], Any], count: int, device: torch.device) -> float:
@@ -144,7 +107,7 @@ def ran_through(preset: str, shared: dict[str, Any]) -> tuple[dict[str, Any], fl
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_project(Path(temporary) / "project", {**asked, **few})
-        took = sum(stages(folder).values())
+        took = sum(run_stages(folder, {**asked, **few}).values())
         assert read_json(folder / "data/metrics.json")["images"] == 8
     return asked, took
 

@@ -20,8 +20,8 @@ import maps
 import torch
 import training
 import yaml
-from architectures import crops_of, rate, rates, stages
-from project import ROOT, copy_project, params_of
+from architectures import crops_of, rate, rates
+from project import ROOT, copy_project, params_of, run_stages
 
 from opam.engine.crops.cutting import cut
 from opam.engine.crops.on_device import OnDevice
@@ -105,7 +105,7 @@ def measure() -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["OPAM_CACHE"] = str(Path(temporary, "kept"))
         folder = copy_project(Path(temporary) / "project", params)
-        took = stages(folder)
+        took = run_stages(folder, params)
         with chdir(folder):
             device = prepare_device(read_params("execution", ExecutionParams))
             count = len(read_table(Path("data/manifest.parquet"), "manifest"))

@@ -4,15 +4,41 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from opam.pipeline.outside import given_photographs
+from opam.pipeline.params import NETWORKS
 from opam.pipeline.presets import laid_over
 
 ROOT = Path(__file__).parents[1]
+STAGES = (
+    "check_params",
+    "record_environment",
+    "fetch_data",
+    "prepare",
+    "propose_patches",
+    "filternet",
+    "score_patches",
+    "filter_patches",
+    "classnet",
+    "extract_saliency",
+    "colocalize",
+    "extract_objects",
+    "select_parts",
+    "align_parts",
+    "objectnet",
+    "partnet",
+    "fit_probes",
+    "score_images",
+    "fuse",
+    "evaluate",
+)
+"""All stages up to the figures, in order; networks by their names."""
 
 
 def params_of(preset: str, shared: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -38,6 +64,21 @@ def copy_project(folder: Path, params: dict[str, Any]) -> Path:
     if shutil.which("dvc", path=environment(folder)["PATH"]):  # stages run without it, too
         call(folder, "dvc", "config", "core.no_scm", "true")
     return folder
+
+
+def run_stages(
+    folder: Path, params: dict[str, Any], names: Sequence[str] = STAGES
+) -> dict[str, float]:
+    """Seconds that each stage takes by itself, its start included; DVC is not needed."""
+    found = {}
+    for name in names:
+        script = [f"stages/{name}.py"]
+        if name in NETWORKS:
+            script = [f"stages/network_by_{params[name]['by']}.py", name]
+        started = time.monotonic()
+        subprocess.run([sys.executable, *script], cwd=folder, env=environment(folder), check=True)
+        found[name] = time.monotonic() - started
+    return found
 
 
 def environment(folder: Path) -> dict[str, str]:

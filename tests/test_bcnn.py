@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from system_checks import (
@@ -11,8 +14,13 @@ from system_checks import (
 )
 from torch import nn
 
+from opam.engine.training.loop import train
+from opam.engine.training.params import TrainingParams
+from opam.engine.training.samples import whole_images
 from opam.networks.backbones.backbone import Backbone
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
+from opam.systems.baselines import SYSTEM_OBJECTIVE
 from opam.systems.bcnn import (
     EPSILON,
     BcnnParams,
@@ -39,7 +47,7 @@ def literal_vector(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         for x in range(width):
             total += np.outer(first[:, y, x], second[:, y, x])
     total /= height * width
-    rooted = np.sign(total) * np.sqrt(np.abs(total))
+    rooted = total / np.sqrt(np.abs(total) + 1e-5)
     return (rooted / np.sqrt((rooted**2).sum())).ravel()
 
 
@@ -69,9 +77,9 @@ def test_a_larger_image_of_the_same_thing_gives_the_same_features() -> None:
 
 
 def test_the_signed_root_is_odd_and_keeps_signs() -> None:
-    values = torch.tensor([0.0, 1e-4, 0.25, 9.0], dtype=torch.float64)
-    expected = torch.tensor([0.0, 1e-2, 0.5, 3.0], dtype=torch.float64)
-    assert torch.allclose(signed_root(values), expected, rtol=1e-6)
+    values = torch.tensor([0.0, 0.25, 9.0], dtype=torch.float64)
+    expected = torch.tensor([0.0, 0.5, 3.0], dtype=torch.float64)
+    assert torch.allclose(signed_root(values), expected, rtol=1e-4)
     assert torch.equal(signed_root(-values), -signed_root(values))
 
 
@@ -85,6 +93,25 @@ def test_the_signed_root_is_odd_and_keeps_signs() -> None:
 def test_gradients_of_root_and_norm(scale: float, values: list[float]) -> None:
     pooled = torch.tensor(values, dtype=torch.float64).view(1, 2, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda v: bilinear_vector(scale * v), [pooled], atol=1e-6)
+
+
+def steepest_where_channels_never_meet() -> float:
+    """The gradient of what two channels say that are never active at the same place."""
+    features = torch.rand(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    features[:, 0, :, :3] = features[:, 1, :, 3:] = 0.0
+    pooled = bilinear_pool(features, features).requires_grad_()
+    bilinear_vector(pooled).sum().backward()
+    assert pooled.grad is not None
+    assert pooled.grad.abs().argmax() in (1, 4)  # the pair that never meets
+    return float(pooled.grad.abs().max())
+
+
+def test_a_pair_that_never_meets_does_not_outweigh_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert steepest_where_channels_never_meet() < 300
+    monkeypatch.setattr("opam.systems.bcnn.EPSILON", 1e-10)
+    assert steepest_where_channels_never_meet() > 30_000
 
 
 @pytest.mark.parametrize("dead", ["all", "one channel"])
@@ -112,11 +139,11 @@ def test_location_scores_add_up_to_the_logit() -> None:
     logits = (bilinear_vector(pooled) * weights).sum(1)
     assert torch.allclose(scores.mean((1, 2)), logits)
     for b, y, x in np.ndindex(2, 4, 2):
-        length = np.sqrt(pooled[b].abs().sum().item())  # of the signed root
+        length = signed_root(pooled[b]).norm().item()
         literal = 0.0
         for d, e in np.ndindex(3, 5):
             product = first[b, d, y, x].item() * second[b, e, y, x].item()
-            scale = np.sqrt(abs(pooled[b, d, e].item())) * length
+            scale = np.sqrt(abs(pooled[b, d, e].item()) + 1e-5) * length
             literal += weights[b, 5 * d + e].item() * product / scale
         assert scores[b, y, x].item() == pytest.approx(literal, rel=1e-5)
 
@@ -357,6 +384,31 @@ def test_the_box_lies_around_what_speaks_for_the_predicted_class() -> None:
         network.head.bias.zero_()
         network.head.weight[0, 0] = network.head.weight[1, 4] = 1.0  # red x red, green x green
     assert_green_then_red(predict(network, two_squares()))
+
+
+def test_training_freezes_both_streams(
+    photographs: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    second = BcnnParams(second_backbone="test_efficientnet", second_weights="none", channels=4)
+    network = BilinearCnn(Backbone("test_efficientnet"), 2, second)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    params = TrainingParams(
+        **{"epochs": 1, "batch_size": 4, "input_size": 32, "resize": 36, "rate": 0.1},
+        frozen_batch_norm=True,
+        frozen_until="blocks.1",
+    )
+    whole = whole_images(photographs[photographs["split"] == "train"])
+    how = params, ExecutionParams(workers=0), 0, SYSTEM_OBJECTIVE
+    train("net", network, lambda _epoch: whole, whole[:0], *how)
+    moved = {
+        name for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert not [name for name in moved if "running" in name]
+    for stream in ("backbone", "second_backbone"):
+        assert not [name for name in moved if name.startswith(f"{stream}.body.blocks.1.")]
+        assert [name for name in moved if name.startswith(f"{stream}.body.blocks.3.")]
 
 
 @pytest.mark.slow

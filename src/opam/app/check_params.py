@@ -252,13 +252,13 @@ def _check_baseline(
     device = "cpu" if baseline.system == "ap_cnn" else "meta"
     with torch.device(device), without_compiler():
         backbone = Backbone((baseline.backbone or shared).name)
-        create_system(baseline.system, backbone, 2, settings)
+        system = create_system(baseline.system, backbone, 2, settings)
     for step in ("classifier_training", "training"):
         training = getattr(baseline, step)
         if training is not None:
             at = f"baselines.{name}.{step}"
             check_size(backbone.name, training.input_size, f"{at}.input_size")
-            freeze_until(backbone, training.frozen_until, at)
+            freeze_until(system, training.frozen_until, at)
             _check_drop_path(backbone.name, training.drop_path, at)
 
 

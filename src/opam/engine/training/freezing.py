@@ -6,22 +6,32 @@ from opam.networks.backbones.backbone import Backbone
 from opam.pipeline.errors import OpamError
 
 
-def freeze_until(backbone: Backbone, module: str | None, name: str) -> torch.nn.ModuleList:
-    """Train no layer of the backbone's body up to ``module``; in the order they are defined in.
+def backbones_of(network: torch.nn.Module) -> list[Backbone]:
+    """Every backbone of a network, which may be one itself: a B-CNN may have two."""
+    return [module for module in network.modules() if isinstance(module, Backbone)]
+
+
+def freeze_until(network: torch.nn.Module, module: str | None, name: str) -> torch.nn.ModuleList:
+    """Train no layer of a backbone's body up to ``module``; in the order they are defined in.
 
     Args:
-        backbone: of which ``requires_grad`` is changed.
-        module: name of a module of the body; None: nothing is frozen.
+        network: of whose backbones ``requires_grad`` is changed.
+        module: name of a module of each body; None: nothing is frozen.
         name: of the parameters, for the error.
 
     Returns:
         The frozen layers; for batch norm in evaluation mode is theirs.
 
     Raises:
-        OpamError: the body has no such module.
+        OpamError: a body has no such module.
     """
-    if module is None:
-        return torch.nn.ModuleList()
+    frozen = torch.nn.ModuleList()
+    for backbone in backbones_of(network) if module else []:
+        frozen.extend(_layers_until(backbone, str(module), name))
+    return frozen.requires_grad_(False)
+
+
+def _layers_until(backbone: Backbone, module: str, name: str) -> list[torch.nn.Module]:
     layers = [(n, m) for n, m in backbone.body.named_modules() if [*m.parameters(recurse=False)]]
     inside = [place for place, (n, _) in enumerate(layers) if f"{n}.".startswith(f"{module}.")]
     if not inside:
@@ -29,13 +39,11 @@ def freeze_until(backbone: Backbone, module: str | None, name: str) -> torch.nn.
         raise OpamError(
             f"{name}.frozen_until: the backbone has no '{module}'; it has {known}, or take null"
         )
-    frozen = torch.nn.ModuleList([m for _, m in layers[: inside[-1] + 1]])
-    frozen.requires_grad_(False)
-    return frozen
+    return [m for _, m in layers[: inside[-1] + 1]]
 
 
 def freeze_batch_norm(network: torch.nn.Module) -> None:
-    """Let every batch norm use the statistics it came with, instead of the batch's own."""
-    for module in network.modules():
+    """Let the backbones' batch norm use the statistics it came with, not the batch's own."""
+    for module in (each for backbone in backbones_of(network) for each in backbone.modules()):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()

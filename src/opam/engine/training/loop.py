@@ -18,7 +18,7 @@ from opam.engine.crops.ahead import load_ahead
 from opam.engine.crops.batches import Read, TrainingCrops
 from opam.engine.crops.on_device import OnDevice
 from opam.engine.forward import photographs_there
-from opam.engine.training.freezing import freeze_batch_norm, freeze_until
+from opam.engine.training.freezing import backbones_of, freeze_batch_norm, freeze_until
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
 from opam.engine.training.optimizer import RunningAverage, create_optimizer
 from opam.engine.training.params import TrainingParams, rate_factor
@@ -109,10 +109,11 @@ def train(
     network.to(device)
     network.to(memory_format=cast(Any, torch.channels_last))
     if execution.compile:
-        cast(Any, network).backbone.compile()
+        for backbone in backbones_of(network):
+            backbone.compile()
     else:
         fold_batch_norm(network)
-    frozen = freeze_until(cast(Any, network).backbone, params.frozen_until, name)
+    frozen = freeze_until(network, params.frozen_until, name)
     optimizer = create_optimizer(network, params, fused=device.type == "cuda")
     average = RunningAverage(network, params.average) if params.average else None
     first = epoch_samples(0)
@@ -146,7 +147,7 @@ def train(
             network.train()
             frozen.eval()
             if params.frozen_batch_norm:
-                freeze_batch_norm(cast(Any, network).backbone)
+                freeze_batch_norm(network)
             batches = _batches(crops, params.batch_size, execution, device)
             shown = progress(batches, steps, f"{name} epoch {epoch + 1}/{params.epochs}", "batches")
             row = _epoch(name, step, optimizer, average, shown, epoch, len(table), params)
