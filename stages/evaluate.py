@@ -16,6 +16,7 @@ from opam.evaluation.metrics import (
     corloc,
     mcnemar_p,
     part_locations,
+    wilson_interval,
 )
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import BRANCHES, FUSED, fuse_named
@@ -101,6 +102,11 @@ def main() -> None:
     )
     write_csv(DATA / "plots/part_locations.csv", locations)
     names = np.array(classes)
+    counts = np.bincount(labels, minlength=len(classes))
+    own = np.bincount(labels, right["fused"][test], minlength=len(classes)).astype(np.int64)
+    low, high = wilson_interval(own, counts)
+    columns = {"class": names, "photographs": counts, "right": own, "low": low, "high": high}
+    write_csv(DATA / "plots/classes.csv", pd.DataFrame(columns))
     confusion = pd.DataFrame(
         {"actual": names[labels], "predicted": names[predictions["fused"].to_numpy()[test]]}
     )

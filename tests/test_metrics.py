@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from opam.evaluation.metrics import (
     ablation_row,
     accuracy,
+    balanced_accuracy,
     bootstrap_interval,
     box_iou,
     calibration_error,
@@ -18,6 +19,7 @@ from opam.evaluation.metrics import (
     macro_f1,
     mcnemar_p,
     part_locations,
+    wilson_interval,
 )
 
 
@@ -109,6 +111,33 @@ def test_a_row_holds_the_figures_it_is_named_for() -> None:
     assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
     assert row["macro_f1"] == macro_f1(probabilities, labels)
     assert row["calibration_error"] == calibration_error(probabilities, labels)
+
+
+def test_balanced_accuracy_counts_classes_alike() -> None:
+    labels = np.repeat([0, 2], [500, 5])  # of class 1 there is none
+    correct = np.r_[np.ones(500, dtype=bool), [True, False, False, False, False]]
+    assert correct.mean() > 0.99
+    assert balanced_accuracy(correct, labels) == pytest.approx((1 + 0.2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "expected"),
+    [
+        (4, 5, (0.3755, 0.9638)),  # as in tables of the interval
+        (0, 10, (0.0, 0.2775)),
+        (10, 10, (0.7225, 1.0)),
+        (263, 500, (0.4822, 0.5694)),
+        (0, 0, (0.0, 1.0)),
+    ],
+)
+def test_intervals_of_few_photographs(
+    right: int, count: int, expected: tuple[float, float]
+) -> None:
+    low, high = wilson_interval(np.array([right]), np.array([count]))
+    assert (low[0], high[0]) == pytest.approx(expected, abs=1e-4)
+    if count:
+        found = binomtest(right, count).proportion_ci(method="wilson")
+        assert (low[0], high[0]) == pytest.approx((found.low, found.high), abs=1e-6)
 
 
 @pytest.mark.parametrize(("only", "other"), [(1, 5), (5, 1), (0, 8), (3, 3), (0, 0), (2, 11)])

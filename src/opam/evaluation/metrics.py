@@ -28,6 +28,37 @@ def macro_f1(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(f1_score(labels, probabilities.argmax(1), average="macro"))
 
 
+def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes that have photographs of the share that is right.
+
+    Args:
+        correct: bool N.
+        labels: int N.
+    """
+    counts = np.bincount(labels)
+    shares = np.bincount(labels, weights=correct)[counts > 0] / counts[counts > 0]
+    return float(shares.mean())
+
+
+def wilson_interval(right: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% intervals of shares, which hold for five photographs too (Wilson, JASA 1927).
+
+    Args:
+        right: int K.
+        counts: int K; where it is 0, nothing is known: 0 to 1.
+
+    Returns:
+        Low and high, float K, 0..1.
+    """
+    z = 1.959964
+    n = np.maximum(counts, 1)
+    middle = (right + z**2 / 2) / (n + z**2)
+    half = z * np.sqrt(right * (n - right) / n + z**2 / 4) / (n + z**2)
+    known = counts > 0
+    low, high = np.where(known, middle - half, 0.0), np.where(known, middle + half, 1.0)
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)
+
+
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error: mean gap of confidence and accuracy over equal bins."""
     confidence = probabilities.max(1)
@@ -65,6 +96,7 @@ def ablation_row(
         "accuracy": float(correct.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
+        "balanced_accuracy": balanced_accuracy(correct, labels),
         "top5": accuracy(probabilities, labels, top=5),
         "macro_f1": macro_f1(probabilities, labels),
         "calibration_error": calibration_error(probabilities, labels),

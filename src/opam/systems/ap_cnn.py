@@ -12,11 +12,10 @@ followed where
 - sides are counted as ``x1 - x0 + 1`` in the IoU and boxes are clipped at pixel 447, so that what
   the second pass sees is often a cell larger: here boxes are half-open, at any size of image;
 - maps are scaled by the share of their area that is shown even where nothing was dropped: here by
-  what was dropped, as the paper's text has it, so that both passes see maps of the same size;
+  what was dropped;
 - the pyramid's batch norms have a momentum of 0.01: here torch's 0.1, as trainings of a few hundred
   steps would end before such statistics are those of the photographs;
-- convolutions begin at N(0, sqrt(2 / k^2 C)): here at torch's own uniform distribution, with which
-  narrower backbones than a ResNet-50 begin at a smaller loss;
+- convolutions begin at N(0, sqrt(2 / k^2 C)): here as torch begins them, like all other new layers;
 - the backbone's last stage learns at the head's rate for birds: here all of it at one rate, which a
   preset can set;
 - normalisation in the new layers wants a batch of two or more: here it takes one.

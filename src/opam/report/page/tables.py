@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opam.evaluation.metrics import box_iou
+from opam.evaluation.metrics import box_iou, wilson_interval
 from opam.method.fusion import FUSED, branch_shares
 from opam.pipeline.artifacts import BOX, GT_BOX
 
@@ -22,8 +22,8 @@ def class_accuracy(
         classes: how many there are.
 
     Returns:
-        A row a class, those with no photograph too: ``label, photographs`` and a column a
-        branch, NaN without photographs.
+        A row a class, those with no photograph too: ``label, photographs``, a column a branch, NaN
+        without photographs, and ``low`` and ``high``, the 95% interval of the last one.
     """
     photographs = np.bincount(labels, minlength=classes)
     table = pd.DataFrame({"label": np.arange(classes), "photographs": photographs})
@@ -31,6 +31,7 @@ def class_accuracy(
         right = np.bincount(labels[found == labels], minlength=classes)
         share = np.full(classes, np.nan)
         table[branch] = np.divide(right, photographs, out=share, where=photographs > 0)
+        table["low"], table["high"] = wilson_interval(right, photographs)
     return table
 
 
