@@ -1,6 +1,8 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from opam.engine.training import loop as training
 from opam.engine.training.loop import evaluate, train
 from opam.engine.training.objectives import CAM_OBJECTIVE, head_weights, hits, loss_over_heads
 from opam.engine.training.params import TrainingParams, rate_factor
-from opam.engine.training.samples import samples, whole_images
+from opam.engine.training.samples import epoch_order, samples, whole_images
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import CamNetwork, write_network
 from opam.pipeline.device import ExecutionParams
@@ -280,3 +282,37 @@ def test_what_cannot_be_compiled_names_the_parameter(
     with pytest.raises(OpamError, match=r"execution\.compile: .*compiler.*; set false"):
         run_training(photographs, compiled=True)
     torch._dynamo.reset()
+
+
+def test_an_epoch_shows_each_class_as_often_where_it_is_balanced() -> None:
+    labels = np.repeat([0, 3], [500, 5])
+    orders = [epoch_order(labels, True, 0, epoch) for epoch in range(6)]
+    for order in orders:
+        assert sorted(np.bincount(labels[order], minlength=4)) == [0, 0, 252, 253]
+        small = np.bincount(order, minlength=505)[500:]
+        assert small.max() - small.min() <= 1
+        assert np.bincount(order, minlength=505)[:500].max() == 1  # of a large class, none twice
+    assert len(set(np.concatenate(orders))) > 490  # and all in some epochs
+    assert not np.array_equal(orders[0], orders[1])
+    assert np.array_equal(orders[1], epoch_order(labels, True, 0, 1))
+    first_small = np.flatnonzero(labels[orders[0]] == 3)
+    assert np.ptp(first_small) > 400  # classes are mixed
+    assert sorted(epoch_order(labels, False, 0, 0)) == list(range(505))
+
+
+def test_training_can_be_balanced(photographs: pd.DataFrame) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(BackboneParams(name="mobilenetv3_small_050", weights="none"))
+    network = CamNetwork(backbone, classes=2)
+    whole = whole_images(photographs)
+    few = whole[(whole["label"] == 0) | (whole.index == 1)]  # six of one class, one of the other
+    seen: list[int] = []
+
+    def record(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.extend(given[2].tolist())
+        return CAM_OBJECTIVE.training(*given)
+
+    params = PARAMS.model_copy(update={"balanced": True, "epochs": 1})
+    how = params, ExecutionParams(workers=0), 0, replace(CAM_OBJECTIVE, training=record)
+    train("net", network, lambda _epoch: few, few[:0], *how)
+    assert sorted(np.bincount(seen)) == [3, 4]

@@ -22,6 +22,7 @@ from opam.engine.training.freezing import backbones_of, freeze_batch_norm, freez
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
 from opam.engine.training.optimizer import RunningAverage, create_optimizer
 from opam.engine.training.params import TrainingParams, rate_factor
+from opam.engine.training.samples import epoch_order
 from opam.networks.backbones.backbone import drop_paths, fold_batch_norm
 from opam.networks.backbones.weights import state_digest
 from opam.photographs.decoding.archive import archive_of
@@ -139,7 +140,7 @@ def train(
             started = time.monotonic()
             torch.manual_seed(seed * 100_003 + epoch + 10_007 * rank())
             table = epoch_samples(epoch)
-            order = np.random.default_rng([seed, epoch]).permutation(len(table))
+            order = epoch_order(table["label"].to_numpy(), params.balanced, seed, epoch)
             crops = TrainingCrops(
                 *(table.iloc[order], params.input_size, params.resize),
                 *((seed, epoch), params.min_area, read),

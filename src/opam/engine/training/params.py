@@ -54,6 +54,11 @@ class TrainingParams(Params):
     clip_norm: float | None = Field(
         None, gt=0, description="length that a step's gradient is cut to; null: it is not cut"
     )
+    balanced: bool = Field(
+        False,
+        description="an epoch shows each class as often as any other: crops of small classes more "
+        "than once, of large ones some; for sets whose classes differ much in size",
+    )
     accumulate: int = Field(
         1, ge=1, description="batches whose gradients make a step, where memory holds few crops"
     )

@@ -24,6 +24,29 @@ def whole_images(manifest: pd.DataFrame) -> pd.DataFrame:
     return samples(boxes, manifest)
 
 
+def epoch_order(labels: np.ndarray, balanced: bool, seed: int, epoch: int) -> np.ndarray:
+    """The rows that an epoch shows, int N, in its order.
+
+    Args:
+        labels: int N.
+        balanced: False: every row once; True: as many of each class that is there, rows of small
+            classes again and again, of large ones a part that is drawn anew each epoch.
+        seed: with ``epoch``, of the draw.
+        epoch: 0-based.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if not balanced:
+        return generator.permutation(len(labels))
+    classes = generator.permutation(np.unique(labels))
+    ends = np.linspace(0, len(labels), len(classes) + 1).astype(np.int64)
+    drawn = []
+    for label, count in zip(classes, np.diff(ends), strict=True):
+        own = np.flatnonzero(labels == label)
+        times = [generator.permutation(own) for _ in range(-(-count // len(own)))]
+        drawn.append(np.concatenate(times)[:count])
+    return generator.permutation(np.concatenate(drawn))
+
+
 def draw_patches(
     photographs: Iterable[tuple[str, pd.DataFrame]], per_image: int, seed: tuple[int, ...]
 ) -> pd.DataFrame:
