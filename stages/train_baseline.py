@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops.batches import CropBatches, Read
-from opam.engine.crops.cutting import centre_boxes
+from opam.engine.crops.batches import CropBatches
+from opam.engine.crops.cutting import Read, centre_boxes
 from opam.engine.scoring import predict
 from opam.engine.training.loop import network_settings, train
 from opam.engine.training.params import TrainingParams

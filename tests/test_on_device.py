@@ -55,7 +55,7 @@ def there(read: Photographs, monkeypatch: pytest.MonkeyPatch) -> OnDevice:
     """What a GPU would hold; networks and training find it in a GPU's place."""
     held = OnDevice(read, CPU)
     for module in (forward, loop):
-        monkeypatch.setattr(module, "photographs_there", lambda *_: held)
+        monkeypatch.setattr(module, "on_device", lambda *_: held)
     return held
 
 
@@ -142,8 +142,8 @@ def test_photographs_lie_in_a_gpus_memory_where_they_fit_alone(
         (10 * needed, 0, False),
     ]:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, free))
-        on_device.on_device.cache_clear()
+        on_device._held.cache_clear()
         assert (on_device.on_device(read, gpu, gigabytes) is not None) == fits
     assert made == [(read, gpu)] * 2
-    on_device.on_device.cache_clear()
+    on_device._held.cache_clear()
     assert on_device.on_device(read, CPU, 16.0) is None

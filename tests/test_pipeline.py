@@ -57,6 +57,7 @@ EXPECTED: dict[str, list[str]] = {
     "execution.batch_size": [],
     "execution.shard_size": [],
     "execution.decoded_gigabytes": [],
+    "execution.gpu_gigabytes": [],
     "execution.deterministic": [],
     "execution.compile": [],
     "execution.tensorboard": [],

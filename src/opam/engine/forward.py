@@ -13,7 +13,7 @@ from torch import nn
 
 from opam.engine import crops
 from opam.engine.crops.ahead import load_ahead
-from opam.engine.crops.batches import CropBatches, Read
+from opam.engine.crops.batches import CropBatches
 from opam.engine.crops.on_device import OnDevice, on_device
 from opam.networks.backbones import backbone as backbones
 from opam.networks.backbones.backbone import fold_batch_norm
@@ -61,7 +61,7 @@ def forward(
     network.to(device)
     fold_batch_norm(network)
     ready = partial(
-        ready_crops, batches, device, photographs_there(batches.read, device, execution)
+        ready_crops, batches, device, on_device(batches.read, device, execution.gpu_gigabytes)
     )
 
     numbers = range(first, len(batches))
@@ -99,15 +99,6 @@ def forward(
         waiting = found
     if waiting is not None:
         yield _arrays(waiting)
-
-
-def photographs_there(
-    read: Read, device: torch.device, execution: ExecutionParams
-) -> OnDevice | None:
-    """The photographs in the device's memory, if it is a GPU that holds them all."""
-    if not isinstance(read, Photographs):
-        return None
-    return on_device(read, device, execution.gpu_gigabytes)
 
 
 def ready_crops(

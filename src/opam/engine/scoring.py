@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import conv2d
 
 from opam.engine.crops.ahead import load_ahead
-from opam.engine.crops.batches import CropBatches, Read
+from opam.engine.crops.batches import CropBatches
+from opam.engine.crops.cutting import Read
 from opam.engine.forward import forward
 from opam.networks.cam_network import CamNetwork
 from opam.photographs.decoding.images import Photographs, read_image

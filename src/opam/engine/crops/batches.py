@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from opam.engine.crops.cutting import centre_boxes, cut, shown_box
+from opam.engine.crops.cutting import Read, centre_boxes, cut, shown_box
 from opam.photographs.decoding.images import Photographs, read_image
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.kept import digest_of
 
-Read = Callable[[Any], np.ndarray]
-"""A photograph by its path, uint8 H x W x 3, RGB: `Photographs`, say."""
 HELD = 8
 """Photographs whose pixels are held while their crops are cut."""
 

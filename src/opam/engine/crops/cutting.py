@@ -6,12 +6,15 @@ in training and in the centre in test. Both steps are one here: the shown part o
 computed first, so that nothing is blurred twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
+Read = Callable[[Any], np.ndarray]
+"""A photograph by its path, uint8 H x W x 3, RGB: `Photographs`, say."""
 FloatBox = tuple[float, float, float, float]
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from opam.engine.crops.cutting import whole_pixels
+from opam.engine.crops.cutting import Read, whole_pixels
 from opam.photographs.decoding.images import Photographs
 
 FREE = 0.5
@@ -124,8 +124,7 @@ def side_weights(sides: torch.Tensor, size: int, longest: int) -> torch.Tensor:
     return torch.where(step > 1, common / step, bilinear).clamp(min=0)
 
 
-@lru_cache(maxsize=1)
-def on_device(read: Photographs, device: torch.device, gigabytes: float) -> OnDevice | None:
+def on_device(read: Read, device: torch.device, gigabytes: float) -> OnDevice | None:
     """The photographs of a stage in the memory of its GPU.
 
     Args:
@@ -134,10 +133,15 @@ def on_device(read: Photographs, device: torch.device, gigabytes: float) -> OnDe
         gigabytes: of its memory, at most.
 
     Returns:
-        None on the CPU, or where they do not fit.
+        None on the CPU, where they do not fit, or where ``read`` knows no sizes.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or not isinstance(read, Photographs):
         return None
+    return _held(read, device, gigabytes)
+
+
+@lru_cache(maxsize=1)
+def _held(read: Photographs, device: torch.device, gigabytes: float) -> OnDevice | None:
     needed = 3 * sum(width * height for width, height in read.sizes.values())
     free, _ = torch.cuda.mem_get_info(device)
     return OnDevice(read, device) if 0 < needed <= min(gigabytes * 1e9, FREE * free) else None

@@ -17,6 +17,7 @@ import torch
 
 from opam.engine import forward
 from opam.engine.crops import batches as batching
+from opam.engine.crops.cutting import Read
 from opam.networks import cam_network
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.cam_network import Pooled
@@ -61,7 +62,7 @@ def features_of(
     seed: int,
     execution: ExecutionParams,
     name: str,
-    read: batching.Read,
+    read: Read,
 ) -> Iterator[np.ndarray]:
     """Yield features of all views of rows' boxes, float32 n x V x D, in their order.
 
@@ -166,7 +167,7 @@ def _computed(
     pooled: Pooled,
     execution: ExecutionParams,
     name: str,
-    read: batching.Read,
+    read: Read,
 ) -> Iterator[np.ndarray]:
     """Features of each photograph's boxes, float32 1 x V x D; ``sizes``: of crop, batch and V."""
     input_size, size, each = sizes

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 
 from opam.engine.crops.ahead import load_ahead
-from opam.engine.crops.batches import Read, TrainingCrops
-from opam.engine.crops.on_device import OnDevice
-from opam.engine.forward import photographs_there
+from opam.engine.crops.batches import TrainingCrops
+from opam.engine.crops.cutting import Read
+from opam.engine.crops.on_device import OnDevice, on_device
 from opam.engine.training.freezing import backbones_of, freeze_batch_norm, freeze_until
 from opam.engine.training.objectives import CAM_OBJECTIVE, Losses, Objective
 from opam.engine.training.optimizer import RunningAverage, create_optimizer
@@ -265,7 +265,7 @@ def evaluate(
 def _batches(
     crops: TrainingCrops, batch_size: int, execution: ExecutionParams, device: torch.device
 ) -> Iterator[Batch]:
-    there = photographs_there(crops.read, device, execution)
+    there = on_device(crops.read, device, execution.gpu_gigabytes)
     made = _Batches(crops, batch_size, device.type == "cuda", there)
     size = batch_size * crops.input_size**2 * 3
     for batch in load_ahead(made.__getitem__, range(len(made)), execution.workers, size):
