@@ -5,7 +5,7 @@ Run by itself: ``python stages/export_bundle.py``.
 
 from pathlib import Path
 
-from opam.app.bundle import BUNDLE, FORMAT, NETWORKS
+from opam.app.bundle import BUNDLE, FORMAT, WEIGHTS
 from opam.evaluation.lineage import lineage
 from opam.method.colocalization import ColocalizationParams
 from opam.method.objects import ObjectParams
@@ -46,7 +46,7 @@ def main() -> None:
         },
         "lineage": lineage(),
     }
-    for name in NETWORKS.values():
+    for name in WEIGHTS:
         with atomic(OUT / f"{name}.safetensors") as temporary:
             temporary.write_bytes((DATA / "models" / f"{name}.safetensors").read_bytes())
     write_json(OUT / BUNDLE, content)

@@ -1,7 +1,8 @@
 """Fit probes: a linear discriminant of the pretrained backbone's features for each kind of crop.
 
 One for whole photographs, one for objects, one for each cluster of parts: they stand beside
-networks that are trained. Run by itself: ``python stages/fit_probes.py``.
+networks that are trained. And how near objects of known classes lie to what is known of them, which
+the bundle holds new photographs against. Run by itself: ``python stages/fit_probes.py``.
 """
 
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from opam.engine.discriminant.fitting import (
     held_out,
     whole_photographs,
 )
+from opam.engine.familiarity import fit_familiarity
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
-from opam.networks.backbones.weights import state_digest
+from opam.networks.backbones.weights import state_digest, write_weights
 from opam.networks.cam_network import CamNetwork, write_network
 from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import SCHEMAS, read_json, read_table, write_table
@@ -38,7 +40,7 @@ OUT_OF_FOLD = Path("data/out_of_fold")
 
 
 def main() -> None:
-    """Write data/models/probes.safetensors, part_probes.safetensors, and data/out_of_fold/."""
+    """Write probes, part_probes and familiarity to data/models/, and data/out_of_fold/."""
     seed = read_params("seed", int)
     params = read_params("probes", ProbeParams)
     backbone_params = read_params("backbone", BackboneParams)
@@ -78,6 +80,16 @@ def main() -> None:
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_network(MODELS / f"{name}.safetensors", network, settings)
         write_table(OUT_OF_FOLD / f"{name}.parquet", "out_of_fold", rows)
+    views = params.views if params.enabled else 0
+
+    def of_objects_alone() -> Iterator[np.ndarray]:
+        how = params.input_size, params.pooled, views, seed, execution, "probe objects", read
+        return features_of(backbone, weights, objects, *how)
+
+    labels, groups = objects["label"].to_numpy(), objects["group"].to_numpy()
+    known = fit_familiarity(of_objects_alone, labels, classes, seed, groups, device)
+    settings = {"input_size": params.input_size, "pooled": params.pooled}
+    write_weights(MODELS / "familiarity.safetensors", known, settings)
     for kind in (*of_objects, *of_parts):
         finish(work_on(f"probe {kind}"))
 

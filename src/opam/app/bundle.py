@@ -9,5 +9,9 @@ NETWORKS = {
 }
 """File of each network, by what it answers for; "probes" for the original and the object."""
 
-FORMAT = 8
+FAMILIARITY = "familiarity"
+"""File of what says how near a photograph lies to what is known; it reads the probes' backbone."""
+WEIGHTS = (*NETWORKS.values(), FAMILIARITY)
+
+FORMAT = 9
 BUNDLE = "bundle.json"

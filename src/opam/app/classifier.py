@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from joblib import Parallel, delayed
 
-from opam.app.bundle import BUNDLE, FORMAT, NETWORKS
+from opam.app.bundle import BUNDLE, FAMILIARITY, FORMAT, NETWORKS, WEIGHTS
 from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import by_cluster, probabilities
@@ -36,7 +36,8 @@ from opam.method.saliency import (
     views_of,
 )
 from opam.networks.backbones.backbone import fold_batch_norm
-from opam.networks.cam_network import read_network
+from opam.networks.cam_network import pooled_features, read_network
+from opam.networks.familiarity import read_familiarity
 from opam.photographs.decoding.images import (
     Photograph,
     bounded_size,
@@ -63,6 +64,8 @@ STEPS: dict[str, Any] = {
 Image = np.ndarray | PIL.Image.Image | str | Path | Photograph
 """RGB uint8 H x W x 3, a Pillow image, a path, or what is decoded from one."""
 
+ACCEPTED = 0.05
+"""Of photographs of known classes, those that are called unknown where nothing else is asked."""
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
@@ -90,6 +93,8 @@ class Classification:
         object_box: int32 4: x0, y0, x1, y1, half-open, pixels of the upright photograph.
         parts: int32 n x 4, as ``object_box``.
         clusters: int n, the cluster of neurons that each part belongs to.
+        familiarity: share of known photographs, each judged without itself, that lie no nearer to
+            what is known than this one, 0..1 (`opam.networks.familiarity`).
         object_fallback: "none", or what stood in for the object's map (`opam.method.objects`).
         part_fallback: "none", or the rule that was relaxed (`opam.method.parts.Selection`).
     """
@@ -100,6 +105,7 @@ class Classification:
     object_box: np.ndarray
     parts: np.ndarray
     clusters: np.ndarray
+    familiarity: float
     object_fallback: str
     part_fallback: str
 
@@ -145,6 +151,8 @@ class Classifier:
                 )
             fold_batch_norm(network)
             self.networks[branch] = network.to(self.device)
+        self.familiarity, self.familiar = read_familiarity(path / f"{FAMILIARITY}.safetensors")
+        self.familiarity.to(self.device)
 
     @cached_property
     def digest(self) -> str:
@@ -239,6 +247,7 @@ class Classifier:
                 *self._scores("part probes", photographs, parts, clusters),
             ]
             own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}
+        familiarity = self._familiarity(photographs, boxes)
         told = branch_answers(own, self.weights, self.rule)
         scores = {name: each.astype(np.float32) for name, each in told.items()}
         labels = scores["fused"].argmax(1)
@@ -250,6 +259,7 @@ class Classifier:
                 in_file(boxes[i], looked_at[i].photograph),
                 in_file(parts[i], looked_at[i].photograph),
                 clusters[i],
+                float(familiarity[i]),
                 *fallbacks[i],
             )
             for i, label in enumerate(labels)
@@ -315,6 +325,19 @@ class Classifier:
         own = np.split(responses, np.cumsum(batches.counts)[:-1])
         return [assign_parts(each, self.clusters) for each in own]
 
+    def _familiarity(self, images: list[np.ndarray], objects: list[np.ndarray]) -> np.ndarray:
+        """Float B, 0..1, of the objects alone."""
+        backbone, params = self.networks["probes"].backbone, self.familiar
+
+        def familiar(crops: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.familiarity(pooled_features(backbone, crops, params["pooled"])),)
+
+        boxes = [box[None] for box in objects]
+        [found] = self._forward(
+            backbone, familiar, self._batches(images, boxes, params["input_size"])
+        )
+        return found
+
     def _scores(
         self,
         branch: str,
@@ -339,7 +362,7 @@ def digest_of(bundle: Path) -> str:
     """SHA-256 of a bundle's files, hexadecimal; raises `OpamError` where one is missing."""
     found = hashlib.sha256()
     try:
-        for name in (BUNDLE, *(f"{each}.safetensors" for each in NETWORKS.values())):
+        for name in (BUNDLE, *(f"{each}.safetensors" for each in WEIGHTS)):
             with (bundle / name).open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:

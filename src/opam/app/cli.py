@@ -70,6 +70,10 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, max=4096, help="crops that go through a network together")
     ] = 64,
+    accept_error: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="share of known photographs that may be called unknown"),
+    ] = 0.05,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
 ) -> None:
     """Label photographs: class, probabilities of every branch, object and parts.
@@ -96,11 +100,11 @@ def predict(
     classifier = Classifier.load(bundle, device.value, workers, batch_size)
     if out is None:
         drawn = None if overlay is None else drawings(overlay, paths)
-        rows = rows_of(classifier, paths, top, drawn, quiet)
+        rows = rows_of(classifier, paths, top, drawn, quiet, accept_error)
         written = write_csv(sys.stdout, rows, columns(classifier, top))
         broken = [str(row["error"]) for row in written if row["error"]]
     else:
-        broken = write_predictions(out, classifier, paths, top, overlay, quiet)
+        broken = write_predictions(out, classifier, paths, top, overlay, quiet, accept_error)
     for error in broken:
         print(f"error: {error}", file=sys.stderr)
     if broken:

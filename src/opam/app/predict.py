@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
-from opam.app.classifier import Classification, Classifier, LookedAt
+from opam.app.classifier import ACCEPTED, Classification, Classifier, LookedAt
 from opam.engine.crops.ahead import load_ahead
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.depth import unused_depth
@@ -107,6 +107,7 @@ def predict(
     top: int,
     overlays: Mapping[Path, Path] | None = None,
     quiet: bool = False,
+    accept_error: float = ACCEPTED,
 ) -> Iterator[Row]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
 
@@ -119,6 +120,7 @@ def predict(
         top: so many classes a row.
         overlays: where each photograph's drawing of object and parts goes, or None.
         quiet: show no progress.
+        accept_error: share of photographs of known classes that may be called unknown.
 
     Raises:
         OpamError: a drawing cannot be written.
@@ -148,7 +150,7 @@ def predict(
                 if overlays is not None:
                     with atomic(overlays[path]) as temporary:
                         overlay(read_image(path), own).save(temporary, "JPEG", quality=90)
-                yield row(path, own, classifier.classes, top)
+                yield row(path, own, classifier.classes, top, accept_error)
         if told := unused_depth(np.array([*largest.values()], dtype=float)):
             print(f"{readable(next(iter(largest)))}: {told}", file=sys.stderr, flush=True)
 
@@ -162,16 +164,28 @@ def _look(classifier: Classifier, path: Path) -> LookedAt | OpamError:
         return error
 
 
-def row(path: Path, found: Classification, classes: list[str], top: int) -> Row:
-    """One photograph's result, flat.
+def row(
+    path: Path,
+    found: Classification,
+    classes: list[str],
+    top: int,
+    accept_error: float = ACCEPTED,
+) -> Row:
+    """One photograph's result, flat; of what is ``unknown`` ``class`` is the most similar one.
 
     Returns:
-        ``photograph, error, class``; for k = 1.. ``top_k, top_k_fused, top_k_original,
-        top_k_object, top_k_part`` (a class, and its probability by each branch); ``object_x0``
-        to ``object_y1``; for p = 0.. ``part_p_cluster, part_p_x0`` to ``part_p_y1``; and which
-        rule stood in where object or parts were not to be found.
+        ``photograph, error, class, familiarity, unknown``; for k = 1.. ``top_k, top_k_fused,
+        top_k_original, top_k_object, top_k_part`` (a class, and its probability by each branch);
+        ``object_x0`` to ``object_y1``; for p = 0.. ``part_p_cluster, part_p_x0`` to ``part_p_y1``;
+        and which rule stood in where object or parts were not to be found.
     """
-    values: Row = {"photograph": readable(path), "error": None, "class": found.class_name}
+    values: Row = {
+        "photograph": readable(path),
+        "error": None,
+        "class": found.class_name,
+        "familiarity": round(found.familiarity, 6),
+        "unknown": found.familiarity <= accept_error,
+    }
     best = np.argsort(-found.probabilities["fused"], kind="stable")[:top]
     for rank, label in enumerate(best, start=1):
         values[f"top_{rank}"] = classes[label]
@@ -230,7 +244,7 @@ def columns(classifier: Classifier, top: int) -> list[str]:
         for p in range(classifier.steps["parts"].n_parts)
     ]
     return [
-        *("photograph", "error", "class"),
+        *("photograph", "error", "class", "familiarity", "unknown"),
         *chain(*tops),
         *(f"object_{side}" for side in BOX),
         *chain(*parts),
@@ -255,6 +269,7 @@ def write_predictions(
     top: int,
     overlay: Path | None = None,
     quiet: bool = False,
+    accept_error: float = ACCEPTED,
 ) -> list[str]:
     """Write the rows of `predict` as .csv, .jsonl or, with any other ending, parquet.
 
@@ -268,6 +283,7 @@ def write_predictions(
         top: so many classes a row.
         overlay: folder of drawings, or None.
         quiet: show no progress.
+        accept_error: as in `predict`.
 
     Returns:
         What is wrong with photographs that could not be read.
@@ -279,7 +295,7 @@ def write_predictions(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(part.with_suffix(".lock"), timeout=0):
-            return _write(path, part, classifier, paths, top, overlay, quiet)
+            return _write(path, part, classifier, paths, top, overlay, quiet, accept_error)
     except Timeout:
         raise OpamError(f"{path}: another prediction writes it; wait, or name another") from None
     except OSError as error:
@@ -294,9 +310,15 @@ def _write(
     top: int,
     overlay: Path | None,
     quiet: bool,
+    accept_error: float,
 ) -> list[str]:
     drawn = None if overlay is None else drawings(overlay, paths)
-    begun = {"bundle": classifier.digest, "top": top, "overlay": overlay and readable(overlay)}
+    begun = {
+        "bundle": classifier.digest,
+        "top": top,
+        "overlay": overlay and readable(overlay),
+        "accept_error": accept_error,
+    }
     done, end = _done(part, begun, paths)
     if done:
         print(f"{part}: {done} photographs are done", file=sys.stderr, flush=True)
@@ -306,7 +328,7 @@ def _write(
         if not done:
             file.write(f"{json.dumps(begun)}\n")
         rest = paths[done:]
-        found = predict(classifier, rest, top, drawn, quiet)
+        found = predict(classifier, rest, top, drawn, quiet, accept_error)
         for each, row in zip(rest, found, strict=True):
             file.write(f"{json.dumps([_state(each), row])}\n")
             file.flush()
@@ -373,4 +395,6 @@ def write_rows(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
 def _type(name: str) -> pa.DataType:
     if name.endswith((*BOX, "_cluster")):
         return pa.int32()
-    return pa.float64() if name.endswith(("fused", *BRANCHES)) else pa.string()
+    if name == "unknown":
+        return pa.bool_()
+    return pa.float64() if name.endswith(("fused", "familiarity", *BRANCHES)) else pa.string()

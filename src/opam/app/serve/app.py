@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from opam.app.classifier import Classification, Classifier
+from opam.app.classifier import ACCEPTED, Classification, Classifier
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.images import Photograph, decode_photograph
 from opam.pipeline.errors import OpamError, cause
@@ -151,14 +151,16 @@ def answer(photograph: Photograph, found: Classification, classes: list[str]) ->
         classes: names, by label.
 
     Returns:
-        ``class, width, height, object`` (with ``box`` x0, y0, x1, y1 in pixels of the upright
-        photograph, and ``fallback``), ``parts`` (each with ``box`` and ``cluster``),
-        ``part_fallback``, and ``top``: the most probable classes, each with ``class`` and its
-        probability by ``fused, original, object`` and ``part``.
+        ``class, familiarity, unknown, width, height, object`` (with ``box`` x0, y0, x1, y1 in
+        pixels of the upright photograph, and ``fallback``), ``parts`` (each with ``box`` and
+        ``cluster``), ``part_fallback``, and ``top``: the most probable classes, each with ``class``
+        and its probability by ``fused, original, object`` and ``part``.
     """
     best = np.argsort(-found.probabilities["fused"], kind="stable")[:TOP]
     return {
         "class": found.class_name,
+        "familiarity": round(found.familiarity, 6),
+        "unknown": found.familiarity <= ACCEPTED,
         "width": photograph.width,
         "height": photograph.height,
         "object": {"box": found.object_box.tolist(), "fallback": found.object_fallback},

@@ -84,25 +84,62 @@ class _Moments:
 
 
 @dataclass(frozen=True)
-class _Statistics:
+class Statistics:
     """Class means and pooled within-class covariance, in the covariance's eigenvectors.
 
     Attributes:
         values: eigenvalues, D.
         vectors: eigenvectors, D x D, a column each.
         means: C x D, on the eigenvectors.
+        there: bool C, the classes that have boxes.
     """
 
     values: torch.Tensor
     vectors: torch.Tensor
     means: torch.Tensor
+    there: torch.Tensor
+
+    def shrunk(self, shrinkage: float) -> torch.Tensor:
+        """Eigenvalues drawn to their mean."""
+        level = self.values.mean()
+        level = torch.where(level > 0, level, 1.0)
+        return (1 - shrinkage) * self.values + shrinkage * level
 
     def layer(self, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights on the eigenvectors, C x D, and bias, C, of equally probable classes."""
-        level = self.values.mean()
-        level = torch.where(level > 0, level, 1.0)
-        weights = self.means / ((1 - shrinkage) * self.values + shrinkage * level)
+        weights = self.means / self.shrunk(shrinkage)
         return weights, -0.5 * (weights * self.means).sum(1)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Statistics by which boxes can be judged that these know nothing of.
+
+    Features are taken from ``centre`` and divided by ``spread`` first.
+
+    Attributes:
+        fold: int N, of each box.
+        known: bool N, whether its class is in another fold, too.
+        centre: float64 D.
+        spread: float64 D.
+        without: by fold, of the boxes of all others; on the device.
+        whole: of all boxes, float64, on the CPU.
+    """
+
+    fold: np.ndarray
+    known: np.ndarray
+    centre: torch.Tensor
+    spread: torch.Tensor
+    without: dict[int, Statistics]
+    whole: Statistics
+
+    def first_views(
+        self, features: Iterable[np.ndarray], device: torch.device
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows, and the features of the boxes themselves, float32 n x D, as statistics are of."""
+        for rows, views in _with_rows(features):
+            boxes = torch.from_numpy(views[:, 0]).to(device)
+            yield rows, ((boxes - self.centre.to(boxes)) / self.spread.to(boxes)).float()
 
 
 def fit_discriminant(
@@ -130,37 +167,22 @@ def fit_discriminant(
         device: of the products, float32; what is made of their sums is float64 on the CPU.
     """
     labels = np.array(labels)  # torch wants its own
-    fold = fold_of(labels, FOLDS, seed, groups)
-    there = np.zeros((FOLDS, classes), dtype=np.int64)
-    np.add.at(there, (fold, labels), 1)
-    known = (there.sum(0) - there)[fold, labels] > 0
+    held = hold_out(features, labels, classes, seed, groups, device)
+    fold, known = held.fold, held.known
     asked = known if known.any() else np.ones(len(labels), dtype=bool)
     share = asked / np.bincount(labels[asked], minlength=classes).clip(min=1)[labels]
 
-    centre, moments = _moments(features(), labels, fold, classes, device)
-    every = _summed(moments)
-    mean = every.sums.sum(0) / every.counts.sum()
-    spread = (every.products.diagonal() / every.counts.sum() - mean**2).clamp(min=0).sqrt()
-    spread[spread <= TINY * (centre + mean).abs()] = 1.0  # of a constant there is nothing but noise
-    statistics = {
-        number: _on_device(_statistics(every.without(own), mean, spread), device)
-        for number, own in enumerate(moments)
-        if (every.counts > own.counts).any()
-    }
-
     def held_out(shrinkages: tuple[float, ...]) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows, and logits by layers that were fitted without their folds, float32 S x n x C."""
-        for rows, views in _with_rows(features()):
-            boxes = torch.from_numpy(views[:, 0]).to(device)
-            boxes = ((boxes - (centre + mean).to(boxes)) / spread.to(boxes)).float()
+        for rows, boxes in held.first_views(features(), device):
             logits = torch.zeros(len(shrinkages), len(boxes), classes, device=device)
             for number in np.unique(fold[rows]):
-                if number not in statistics:
+                if number not in held.without:
                     continue  # a single photograph
                 own = torch.from_numpy(fold[rows] == number).to(device)
-                turned = boxes[own] @ statistics[number].vectors
+                turned = boxes[own] @ held.without[number].vectors
                 for place, shrinkage in enumerate(shrinkages):
-                    weights, bias = statistics[number].layer(shrinkage)
+                    weights, bias = held.without[number].layer(shrinkage)
                     logits[place, own] = turned @ weights.T + bias
             yield rows, logits
 
@@ -179,13 +201,38 @@ def fit_discriminant(
         for _, logits in held_out((SHRINKAGES[best],))
     ]
 
-    found = _statistics(every, mean, spread)
-    weights, bias = found.layer(SHRINKAGES[best])
-    weights = SCALES[scale] * (weights @ found.vectors.T) / spread
-    bias = SCALES[scale] * bias - weights @ (centre + mean)
+    weights, bias = held.whole.layer(SHRINKAGES[best])
+    weights = SCALES[scale] * (weights @ held.whole.vectors.T) / held.spread
+    bias = SCALES[scale] * bias - weights @ held.centre
     accuracy = float(right[best] / asked.sum())
     layer = weights.numpy(), bias.numpy(), SHRINKAGES[best], accuracy
     return Discriminant(*layer, np.concatenate(probabilities), known)
+
+
+def hold_out(
+    features: Features,
+    labels: np.ndarray,
+    classes: int,
+    seed: int,
+    groups: np.ndarray | None,
+    device: torch.device,
+) -> Held:
+    """Statistics of all boxes, and of those without each fold; arguments as `fit_discriminant`."""
+    fold = fold_of(labels, FOLDS, seed, groups)
+    there = np.zeros((FOLDS, classes), dtype=np.int64)
+    np.add.at(there, (fold, labels), 1)
+    known = (there.sum(0) - there)[fold, labels] > 0
+    centre, moments = _moments(features(), labels, fold, classes, device)
+    every = _summed(moments)
+    mean = every.sums.sum(0) / every.counts.sum()
+    spread = (every.products.diagonal() / every.counts.sum() - mean**2).clamp(min=0).sqrt()
+    spread[spread <= TINY * (centre + mean).abs()] = 1.0  # of a constant there is nothing but noise
+    without = {
+        number: _on_device(_statistics(every.without(own), mean, spread), device)
+        for number, own in enumerate(moments)
+        if (every.counts > own.counts).any()
+    }
+    return Held(fold, known, centre + mean, spread, without, _statistics(every, mean, spread))
 
 
 def _with_rows(features: Iterable[np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
@@ -235,7 +282,7 @@ def _summed(moments: list[_Moments]) -> _Moments:
     return _Moments(*(torch.stack(each).sum(0) for each in (counts, sums, products)))
 
 
-def _statistics(moments: _Moments, mean: torch.Tensor, spread: torch.Tensor) -> _Statistics:
+def _statistics(moments: _Moments, mean: torch.Tensor, spread: torch.Tensor) -> Statistics:
     """Of features from which ``mean`` (about the moments' centre) is taken, over ``spread``."""
     counts = moments.counts[:, None]
     means = moments.sums / counts.clamp(min=1)
@@ -243,9 +290,10 @@ def _statistics(moments: _Moments, mean: torch.Tensor, spread: torch.Tensor) -> 
     covariance = covariance / counts.sum() / spread / spread[:, None]
     values, vectors = torch.linalg.eigh(covariance)
     means = torch.where(counts > 0, means - mean, 0) / spread
-    return _Statistics(values.clamp(min=0), vectors, means @ vectors)
+    return Statistics(values.clamp(min=0), vectors, means @ vectors, moments.counts > 0)
 
 
-def _on_device(statistics: _Statistics, device: torch.device) -> _Statistics:
+def _on_device(statistics: Statistics, device: torch.device) -> Statistics:
     values, vectors, means = statistics.values, statistics.vectors, statistics.means
-    return _Statistics(*(each.float().to(device) for each in (values, vectors, means)))
+    values, vectors, means = (each.float().to(device) for each in (values, vectors, means))
+    return Statistics(values, vectors, means, statistics.there.to(device))
