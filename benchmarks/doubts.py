@@ -32,7 +32,7 @@ def change_labels(folder: Path, seed: int) -> tuple[set[str], int]:
     chosen = generator.choice(training, round(CHANGED * len(training)), replace=False)
     further = generator.integers(1, len(classes), len(chosen))
     labels = (manifest["label"].to_numpy()[chosen] + further) % len(classes)
-    manifest.loc[chosen, "label"] = labels
+    manifest.loc[chosen, "label"] = labels.astype(manifest["label"].dtype)
     manifest.loc[chosen, "class_name"] = classes[labels]
     write_table(folder / "data/manifest.parquet", "manifest", manifest)
     return {*manifest["image_id"][chosen]}, len(training)

@@ -168,6 +168,11 @@ def test_predict_writes_a_row_a_photograph(
     assert "top_3" not in table
     assert (table["object_x1"] > table["object_x0"]).all()
     assert {"part_0_cluster", "part_1_y1", "top_1_part"} <= set(table)
+    assert table["familiarity"].between(0, 1).all()
+    assert (table["unknown"] == (table["familiarity"] <= 0.05)).all()
+    done = CliRunner().invoke(cli.app, [*arguments, "--device", "cpu", "--accept-error", "1"])
+    assert done.exit_code == 0, done.output
+    assert read[ending](out)["unknown"].all()
 
 
 def test_boxes_are_in_pixels_of_the_file_however_large_it_is(

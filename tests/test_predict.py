@@ -113,7 +113,7 @@ def test_an_overlay_draws_the_name_without_a_font_of_its_script() -> None:
     def drawn(name: str) -> np.ndarray:
         box, cluster = np.array([10, 60, 90, 110]), np.zeros(1, int)
         probabilities = {"fused": np.array([1.0])}
-        found = Classification(0, name, probabilities, box, box[None], cluster, "none", "none")
+        found = Classification(0, name, probabilities, box, box[None], cluster, 1.0, "none", "none")
         return np.asarray(overlay(np.zeros((120, 400, 3), np.uint8), found))
 
     np.testing.assert_array_equal(drawn("Воробей"), drawn("Vorobey"))

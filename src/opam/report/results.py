@@ -28,6 +28,7 @@ DATA = Path("data")
 RESULTS = Path("docs/results.md")
 ABLATION = Path("benchmarks/ablation.json")
 SIDE_BY_SIDE = Path("benchmarks/presets.json")
+UNKNOWN = Path("benchmarks/unknown.json")
 FINETUNE = "finetune"
 """The run of ``benchmarks/presets.py`` that the others are held against."""
 ON_VAL = " on val"
@@ -222,6 +223,35 @@ several. Splits differ where a preset holds back no val; test is the same. McNem
     return text
 
 
+def unknown_text(content: dict[str, Any]) -> str:
+    """How well photographs of nothing that is known are told from those of known classes.
+
+    Args:
+        content: what ``benchmarks/unknown.py`` measured.
+    """
+    rows = [
+        [
+            f"{row['unknown']} ({row['photographs']})",
+            row["score"],
+            f"{row['auroc']:.3f}",
+            f"{row['false_positives']:.0%}",
+        ]
+        for row in content["rows"]
+    ]
+    accepted = ", ".join(f"{found:.1%} at {asked}" for asked, found in content["accepted"].items())
+    headings = ["unknown photographs", "score", "AUROC", "let pass where 95% of the known do"]
+    return f"""
+## What is unknown
+
+{content["known"]} test photographs of known classes against photographs of other classes, by three
+scores (`python benchmarks/unknown.py`): familiarity, as `opam predict` tells it; the largest fused
+probability; the energy of ObjectNet's logits (Liu et al., NeurIPS 2020). Of the known ones, called
+unknown: {accepted} accepted.
+
+{markdown_table(headings, rows)}
+"""
+
+
 def _against(own: pd.DataFrame, others: pd.DataFrame | None) -> list[float]:
     """McNemar's p between the runs of the same seed, from the photographs that each got wrong."""
     if others is None or own["run"].iloc[0] == FINETUNE:
@@ -299,6 +329,8 @@ Share of test photographs in which a part of each cluster holds the named locati
     beside = read_json(SIDE_BY_SIDE) if SIDE_BY_SIDE.exists() else []
     if beside:
         text += presets_text(beside)
+    if UNKNOWN.exists():
+        text += unknown_text(read_json(UNKNOWN))
     text += looks_text(read_json(PHOTOGRAPHS)["sha256"])
     rows = ablation_rows(ABLATION, measured(params, manifest))
     return text + ablation_text(rows) if rows else text
