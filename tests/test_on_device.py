@@ -127,6 +127,21 @@ def test_training_is_shown_the_same_crops(
     assert heads.tolist() == [-1] * len(manifest)
 
 
+def test_a_full_gpu_has_crops_cut_on_the_cpu(
+    manifest: pd.DataFrame, read: Photographs, there: OnDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(there, "cut", full)
+    boxes = [drawn_boxes(*size, 2) for size in SIZES]
+    batches = CropBatches([*there.sizes], boxes, 16, 4, read=read)
+    assert torch.equal(forward.ready_crops(batches, CPU, there, 1), batches[1])
+    crops = TrainingCrops(whole_images(manifest), 24, 32, (0, 0), 0.3, read)
+    [(images, *_)] = loop._batches(crops, 8, ExecutionParams(device="cpu"), CPU)
+    assert torch.equal(images[2], crops[2])
+
+
 def test_photographs_lie_in_a_gpus_memory_where_they_fit_alone(
     read: Photographs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -105,8 +106,9 @@ def ready_crops(
     batches: CropBatches, device: torch.device, there: OnDevice | None, number: int
 ) -> torch.Tensor:
     """A batch as the network takes it: cut on the device, or cut here and pinned for it."""
-    if there is not None:
-        return there.cut([*batches.shown(number, there.sizes.__getitem__)], batches.size)
+    with suppress(torch.cuda.OutOfMemoryError):  # then on the CPU
+        if there is not None:
+            return there.cut([*batches.shown(number, there.sizes.__getitem__)], batches.size)
     batch = batches[number]
     return batch.pin_memory() if device.type == "cuda" else batch
 

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -317,9 +317,10 @@ class _Batches:
         side = self.crops.input_size
         columns = self.crops.labels, self.crops.heads
         targets = [self._pinned(torch.from_numpy(each[[*rows]])) for each in columns]
-        if self.there is not None and len(rows):
-            cuts = [self.crops.shown(row) for row in rows]
-            return self.there.cut(cuts, side), *targets
+        with suppress(torch.cuda.OutOfMemoryError):  # then on the CPU
+            if self.there is not None and len(rows):
+                cuts = [self.crops.shown(row) for row in rows]
+                return self.there.cut(cuts, side), *targets
         # Filled by NumPy: torch would start threads of its own beside those of the network.
         pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         for place, row in enumerate(rows):
