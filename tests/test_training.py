@@ -15,7 +15,7 @@ from opam.engine.training.loop import evaluate, train
 from opam.engine.training.objectives import CAM_OBJECTIVE, head_weights, hits, loss_over_heads
 from opam.engine.training.params import TrainingParams, rate_factor
 from opam.engine.training.samples import epoch_order, samples, whole_images
-from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
+from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import CamNetwork, write_network
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
@@ -237,14 +237,13 @@ def test_a_full_gpu_names_the_parameter_to_lower(
         run_training(photographs)
 
 
-class OneConvolution(Backbone):
+class OneConvolution(torch.nn.Module):
     """Stands for a backbone where one must be compiled: that takes time for every operation."""
 
     channels = 8
 
     def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-        self.folded = False
+        super().__init__()
         self.body = torch.nn.Conv2d(3, self.channels, 5, stride=4)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

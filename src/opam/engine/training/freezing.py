@@ -1,5 +1,7 @@
 """Layers that training leaves as they are."""
 
+from typing import cast
+
 import torch
 
 from opam.networks.backbones.backbone import Backbone
@@ -7,8 +9,9 @@ from opam.pipeline.errors import OpamError
 
 
 def backbones_of(network: torch.nn.Module) -> list[Backbone]:
-    """Every backbone of a network, which may be one itself: a B-CNN may have two."""
-    return [module for module in network.modules() if isinstance(module, Backbone)]
+    """The backbones of a network, two of a B-CNN with two streams; what has none is one."""
+    named = (getattr(network, name, None) for name in ("backbone", "second_backbone"))
+    return [each for each in named if each is not None] or [cast(Backbone, network)]
 
 
 def freeze_until(network: torch.nn.Module, module: str | None, name: str) -> torch.nn.ModuleList:
