@@ -90,6 +90,11 @@ def test_a_preset_is_known_wherever_its_photographs_lie(path: Path) -> None:
     params["dataset"]["path"] = "/elsewhere"
     params["execution"]["threads"] = 7
     assert preset_of(params, ROOT / "presets") == f"preset `{path.stem}`"
+    left_out = [*params["baselines"]][-2:]
+    for name in left_out:
+        del params["baselines"][name]
+    less = f" without {' and '.join(sorted(left_out))}"
+    assert preset_of(params, ROOT / "presets") == f"preset `{path.stem}`{less}"
     params["seed"] += 1
     assert preset_of(params, ROOT / "presets") == "params of its own"
 

@@ -148,11 +148,18 @@ With nothing changed, each branch, each pair, all with equal weights, and all wi
 
 
 def preset_of(params: dict[str, Any], presets: Path) -> str:
-    """The preset that params.yaml is, whatever path and execution are, or that it is none."""
+    """The preset that params.yaml is, whatever path and execution are, or that it is none.
+
+    It may have fewer of the other systems.
+    """
     for path in sorted(presets.glob("*.yaml")):
         preset = yaml.safe_load(laid_over(presets / DEFAULTS.name, path))
+        left_out = preset["baselines"].keys() - params["baselines"].keys()
+        for name in left_out:
+            del preset["baselines"][name]
         if compared(preset) == compared(params):
-            return f"preset `{path.stem}`"
+            less = f" without {' and '.join(sorted(left_out))}" if left_out else ""
+            return f"preset `{path.stem}`{less}"
     return "params of its own"
 
 
