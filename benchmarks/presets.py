@@ -111,7 +111,8 @@ def main() -> None:
             how = {"commit": commit(), "day": date.today().isoformat(), "hardware": hardware()}
             found = measure(preset, target, shared, seed)
             row = {"run": name, "seed": seed, "set": shared["dataset"]["name"], **found, **how}
-            write_json(SIDE_BY_SIDE, [*rows, row])
+            order = [*RUNS].index
+            write_json(SIDE_BY_SIDE, sorted([*rows, row], key=lambda each: order(each["run"])))
     print(presets_text([row for row in read_json(SIDE_BY_SIDE) if own.items() <= row.items()]))
 
 
