@@ -25,6 +25,7 @@ from project import ROOT, copy_project, environment, params_of
 
 from opam.evaluation.lineage import LOOKS, commit, read_looks, record_look
 from opam.pipeline.artifacts import read_json, read_table, write_csv, write_json
+from opam.pipeline.outside import given_photographs
 from opam.report.results import SIDE_BY_SIDE, photographs, presets_text
 
 RUNS = {
@@ -71,6 +72,12 @@ def measure(preset: str, target: str, shared: dict[str, Any], seed: int) -> dict
         return {**found, "seconds": seconds, **figures(folder / "data")}
 
 
+def called(dataset: dict[str, Any]) -> str:
+    """The name of photographs, for people: of their folder, where one is given."""
+    given = given_photographs(dataset["path"]) is not None
+    return Path(dataset["path"]).name if given else dataset["name"]
+
+
 def keep_looks(folder: Path, target: str) -> None:
     """Add the looks of a run in ``folder``, which knows no commit, to the project's."""
     os.chdir(folder)
@@ -110,7 +117,7 @@ def main() -> None:
             preset, target = RUNS[name]
             how = {"commit": commit(), "day": date.today().isoformat(), "hardware": hardware()}
             found = measure(preset, target, shared, seed)
-            row = {"run": name, "seed": seed, "set": shared["dataset"]["name"], **found, **how}
+            row = {"run": name, "seed": seed, "set": called(shared["dataset"]), **found, **how}
             order = [*RUNS].index
             write_json(SIDE_BY_SIDE, sorted([*rows, row], key=lambda each: order(each["run"])))
     print(presets_text([row for row in read_json(SIDE_BY_SIDE) if own.items() <= row.items()]))
