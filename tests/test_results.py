@@ -93,7 +93,7 @@ def test_a_preset_is_known_wherever_its_photographs_lie(path: Path) -> None:
     left_out = [*params["baselines"]][-2:]
     for name in left_out:
         del params["baselines"][name]
-    less = f" without {' and '.join(sorted(left_out))}"
+    less = f" without {', '.join(sorted(left_out))}"
     assert preset_of(params, ROOT / "presets") == f"preset `{path.stem}`{less}"
     params["seed"] += 1
     assert preset_of(params, ROOT / "presets") == "params of its own"

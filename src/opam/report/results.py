@@ -158,7 +158,7 @@ def preset_of(params: dict[str, Any], presets: Path) -> str:
         for name in left_out:
             del preset["baselines"][name]
         if compared(preset) == compared(params):
-            less = f" without {' and '.join(sorted(left_out))}" if left_out else ""
+            less = f" without {', '.join(sorted(left_out))}" if left_out else ""
             return f"preset `{path.stem}`{less}"
     return "params of its own"
 
