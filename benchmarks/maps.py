@@ -26,7 +26,7 @@ from opam.pipeline.device import ExecutionParams, autocast, prepare_device
 from opam.pipeline.params import read_params
 
 DATA = Path("data")
-PHOTOGRAPHS = 48
+PHOTOGRAPHS = 16
 ROUNDS = 3
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -113,7 +113,7 @@ def measure() -> list[dict[str, object]]:
         return predicted_class_maps(maps, logits, classnet.head.weight.double(), len(ten))
 
     def common_maps(crops: torch.Tensor) -> Any:
-        return (object_maps(backbone.feature_maps(crops, common.layer), mean, direction),)
+        return (object_maps(backbone.shared_maps(crops, common.layer), mean, direction),)
 
     cases: dict[str, tuple[Any, Function, Function, CropBatches, int]] = {
         "score_patches": (
@@ -132,7 +132,7 @@ def measure() -> list[dict[str, object]]:
         ),
         "colocalize": (
             backbone,
-            lambda crops: backbone.feature_maps(crops, common.layer),
+            lambda crops: backbone.shared_maps(crops, common.layer),
             common_maps,
             batches([np.repeat(WHOLE, 2, 0)] * len(paths), common.input_size, [False, True], True),
             2,

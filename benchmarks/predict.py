@@ -18,7 +18,7 @@ from opam.pipeline.device import ExecutionParams, autocast
 from opam.pipeline.params import read_params
 
 DATA = Path("data")
-PHOTOGRAPHS = 96
+PHOTOGRAPHS = 64
 ROUNDS = 3
 
 
