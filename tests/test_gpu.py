@@ -1,5 +1,6 @@
 """What a GPU must do as well as a CPU; skipped where there is none."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 
 from opam.engine.crops.batches import CropBatches
+from opam.engine.crops.on_device import on_device
 from opam.engine.scoring import score_crops, score_crops_shared
 from opam.engine.training.loop import train
 from opam.engine.training.params import TrainingParams
 from opam.engine.training.samples import whole_images
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import CamNetwork, read_network, roots, write_network
+from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX
 from opam.pipeline.device import ExecutionParams, autocast, prepare_device
 from opam.pipeline.resume import finish
@@ -106,3 +109,18 @@ def test_features_of_probes_are_those_of_the_cpu_but_for_rounding(
     assert found[0].std() > 0
     # The root of a mean near zero makes much of little: so on the whole, not one by one.
     assert np.abs(found[1] - found[0]).mean() < 0.05 * np.abs(found[0]).mean()
+
+
+def test_crops_cut_on_it_are_those_of_the_cpu(photographs: pd.DataFrame) -> None:
+    manifest = photographs.assign(
+        sha256=[hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in photographs["path"]]
+    )
+    read = Photographs(manifest, 0.0)
+    there = on_device(read, torch.device("cuda"), 1.0)
+    assert there is not None
+    boxes = [np.array([[0, 0, 80, 60], [5, 5, 40, 50]])] * len(manifest)
+    batches = CropBatches(manifest["path"].tolist(), boxes, 32, 8, [False, True], read=read)
+    for number in range(len(batches)):
+        found = there.cut([*batches.shown(number, there.sizes.__getitem__)], 32)
+        assert found.device.type == "cuda"
+        assert (found.cpu().int() - batches[number].int()).abs().float().mean() < 0.6
