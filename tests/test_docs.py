@@ -111,7 +111,6 @@ ELSEWHERE = {
     "python benchmarks/bench.py training": "a minute",
     "python benchmarks/bench.py memory": "minutes",
     "python benchmarks/bench.py gpu": "wants a GPU",
-    "python benchmarks/bench.py architectures": "half an hour",
     "python benchmarks/presets.py": "an hour; test_results.py",
     "python benchmarks/unknown.py": "minutes, and other photographs; test_familiarity.py",
     "dvc repro doubt_labels": "with the line of README; test_doubts.py",
