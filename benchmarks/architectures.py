@@ -8,14 +8,13 @@ CUB-200-2011. Other systems are left out.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
-from project import ROOT, copy_project, params_of, run_stages
+from project import ROOT, copy_project, params_of, run_stages, seconds
 
 from opam.engine.training.freezing import freeze_batch_norm
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
@@ -33,15 +32,14 @@ ROUNDS = 3
 
 def rate(work: Callable[[], Any], count: int, device: torch.device) -> float:
     """``count`` over the seconds that ``work`` takes, the fastest of several."""
-    found = []
-    work()
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
+
+    def done() -> None:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return count / min(found)
+
+    done()
+    return count / min(seconds(done) for _ in range(ROUNDS))
 
 
 def rates(name: str, size: int, batch: int, device: torch.device) -> tuple[float, float]:

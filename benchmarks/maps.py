@@ -3,13 +3,13 @@
 Measured on the run in ``data/``, each pair in turns, so that a slow moment hits both.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from project import seconds
 
 from opam.engine.crops.batches import CropBatches
 from opam.engine.discriminant.features import random_views
@@ -31,13 +31,6 @@ ROUNDS = 3
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 Function = Callable[[torch.Tensor], Any]
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """How long ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def measured(

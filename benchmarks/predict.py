@@ -3,12 +3,11 @@
 Measured with the bundle of the run in ``data/`` on its test photographs.
 """
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from project import seconds
 
 from opam.app.classifier import Classifier
 from opam.app.predict import predict
@@ -20,13 +19,6 @@ from opam.pipeline.params import read_params
 DATA = Path("data")
 PHOTOGRAPHS = 64
 ROUNDS = 3
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """How long ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def measure() -> list[dict[str, object]]:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,13 @@ def run_stages(
         subprocess.run([sys.executable, *script], cwd=folder, env=environment(folder), check=True)
         found[name] = time.monotonic() - started
     return found
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long ``work`` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def environment(folder: Path) -> dict[str, str]:

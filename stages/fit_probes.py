@@ -6,6 +6,7 @@ the bundle holds new photographs against. Run by itself: ``python stages/fit_pro
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,34 +61,28 @@ def main() -> None:
     backbone = create_backbone(backbone_params).eval()
     weights = state_digest(backbone.body)
     read = Photographs(manifest, execution.decoded_gigabytes)
+    views = params.views if params.enabled else 0
+
+    def features(size: int, rows: pd.DataFrame, kind: str) -> Iterator[np.ndarray]:
+        how = size, params.pooled, views, seed, execution
+        return features_of(backbone, weights, rows, *how, f"probe {kind}", read)
+
     for name, size, kinds in (
         ("probes", params.input_size, of_objects),
         ("part_probes", params.part_size, of_parts),
     ):
-
-        def features(rows: pd.DataFrame, kind: str, size: int = size) -> Iterator[np.ndarray]:
-            how = size, params.pooled, params.views, seed, execution
-            return features_of(backbone, weights, rows, *how, f"probe {kind}", read)
-
         network = CamNetwork(backbone, classes, heads=0, rooted=1)
         rows = SCHEMAS["out_of_fold"].empty_table().to_pandas()
         if params.enabled:
-            how = backbone, kinds, features, classes, seed, device
+            how = backbone, kinds, partial(features, size), classes, seed, device
             network, discriminants = fit_network(*how, params.pooled)
             rows = held_out(kinds, discriminants)
-        if name == "part_probes" and params.enabled:  # as in `network_by_discriminant`
-            rows = rows[rows["cluster"] == rows["head"]]
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_network(MODELS / f"{name}.safetensors", network, settings)
         write_table(OUT_OF_FOLD / f"{name}.parquet", "out_of_fold", rows)
-    views = params.views if params.enabled else 0
-
-    def of_objects_alone() -> Iterator[np.ndarray]:
-        how = params.input_size, params.pooled, views, seed, execution, "probe objects", read
-        return features_of(backbone, weights, objects, *how)
-
+    own = partial(features, params.input_size, objects, "objects")
     labels, groups = objects["label"].to_numpy(), objects["group"].to_numpy()
-    known = fit_familiarity(of_objects_alone, labels, classes, seed, groups, device)
+    known = fit_familiarity(own, labels, classes, seed, groups, device)
     settings = {"input_size": params.input_size, "pooled": params.pooled}
     write_weights(MODELS / "familiarity.safetensors", known, settings)
     for kind in (*of_objects, *of_parts):

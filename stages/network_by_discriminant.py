@@ -90,8 +90,6 @@ def main() -> None:
     network, discriminants = fit_network(backbone, kinds, features, classes, seed, device, pooled)
     settings = {"backbone": called, "input_size": params.input_size, "resize": params.input_size}
     rows = held_out(kinds, discriminants)
-    if name == "partnet":  # a cluster without parts was given those of others
-        rows = rows[rows["cluster"] == rows["head"]]
     if name in ("classnet", "objectnet"):  # the first box of a photograph is what it will be asked
         rows = rows.drop_duplicates("image_id")
     if name != "filternet":

@@ -75,3 +75,6 @@ def test_a_class_of_one_photograph_judges_nobody() -> None:
     assert len(found.known) == 8
     assert len(found.directions) == 3
     assert found(torch.zeros(2, 3)).isfinite().all()
+    alone = fit_familiarity(lambda: [features], np.arange(9), 9, seed=0)
+    assert len(alone.known) == 0
+    assert alone(torch.zeros(2, 3)).tolist() == [1.0, 1.0]  # nothing is called unknown

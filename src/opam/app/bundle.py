@@ -12,6 +12,8 @@ NETWORKS = {
 FAMILIARITY = "familiarity"
 """File of what says how near a photograph lies to what is known; it reads the probes' backbone."""
 WEIGHTS = (*NETWORKS.values(), FAMILIARITY)
+ACCEPTED = 0.05
+"""Of photographs of known classes, those that are called unknown where nothing else is asked."""
 
 FORMAT = 9
 BUNDLE = "bundle.json"

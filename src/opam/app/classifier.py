@@ -64,8 +64,6 @@ STEPS: dict[str, Any] = {
 Image = np.ndarray | PIL.Image.Image | str | Path | Photograph
 """RGB uint8 H x W x 3, a Pillow image, a path, or what is decoded from one."""
 
-ACCEPTED = 0.05
-"""Of photographs of known classes, those that are called unknown where nothing else is asked."""
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 

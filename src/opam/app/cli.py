@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from opam.app.bundle import ACCEPTED
 from opam.pipeline import errors
 from opam.pipeline.errors import OpamError
 
@@ -73,7 +74,7 @@ def predict(
     accept_error: Annotated[
         float,
         typer.Option(min=0, max=1, help="share of known photographs that may be called unknown"),
-    ] = 0.05,
+    ] = ACCEPTED,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
 ) -> None:
     """Label photographs: class, probabilities of every branch, object and parts.

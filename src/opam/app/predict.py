@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
-from opam.app.classifier import ACCEPTED, Classification, Classifier, LookedAt
+from opam.app.bundle import ACCEPTED
+from opam.app.classifier import Classification, Classifier, LookedAt
 from opam.engine.crops.ahead import load_ahead
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.depth import unused_depth

@@ -22,12 +22,12 @@ def fit_familiarity(
     """Of the first view of all boxes; arguments as `opam.engine.discriminant.analysis`'s fit."""
     labels = np.array(labels)
     held = hold_out(features, labels, classes, seed, groups, device)
+    without = {number: _whitened(statistics) for number, statistics in held.without.items()}
     found = []
     for rows, boxes in held.first_views(features(), device):
         near = torch.zeros(len(boxes), device=device)
-        for number, statistics in held.without.items():
+        for number, (centre, whitening, directions) in without.items():
             own = torch.from_numpy(held.fold[rows] == number).to(device)
-            centre, whitening, directions = _whitened(statistics)
             near[own] = nearness((boxes[own] - centre) @ whitening, directions)
         found.append(near.cpu().numpy())
     known = np.sort(np.concatenate(found)[held.known])

@@ -38,10 +38,12 @@ class Familiarity(nn.Module):
         self.register_buffer("known", torch.zeros(known))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features, float B x D, to familiarities, float B, 0..1."""
+        """Features, float B x D, to familiarities, float B, 0..1; 1 where none could be judged."""
         centre, whitening, directions, known = self.buffers()
         found = nearness((features.float() - centre) @ whitening, directions)
-        return torch.searchsorted(known, found, right=True) / max(1, len(known))
+        if not len(known):
+            return torch.ones_like(found)
+        return torch.searchsorted(known, found, right=True) / len(known)
 
 
 def read_familiarity(path: Path) -> tuple[Familiarity, dict[str, Any]]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from opam.app.classifier import ACCEPTED, Classification, Classifier
+from opam.app.bundle import ACCEPTED
+from opam.app.classifier import Classification, Classifier
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.images import Photograph, decode_photograph
 from opam.pipeline.errors import OpamError, cause

@@ -66,13 +66,15 @@ def held_out(kinds: dict[str, pd.DataFrame], discriminants: list[Discriminant]) 
         discriminants: one for each of ``kinds``, which is its ``head``.
 
     Returns:
-        The rows with ``head`` and ``probabilities``, photograph by photograph.
+        The rows with ``head`` and ``probabilities``, photograph by photograph; of parts those of
+        the head's own ``cluster``, for one that had none was fitted on those of others.
     """
     rows = [
         own.assign(head=head, probabilities=list(found.held_out))[found.known]
         for head, (own, found) in enumerate(zip(kinds.values(), discriminants, strict=True))
     ]
-    return pd.concat(rows).sort_values("image_id", kind="stable")
+    found = pd.concat(rows).sort_values("image_id", kind="stable")
+    return found[found["cluster"] == found["head"]] if "cluster" in found else found
 
 
 def fit_network(
