@@ -16,7 +16,7 @@ from opam.engine.discriminant.features import random_views
 from opam.engine.discriminant.fitting import ProbeParams
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import probabilities
-from opam.method.colocalization import ColocalizationParams, object_maps
+from opam.method.colocalization import ColocalizationParams, Direction, object_maps
 from opam.method.saliency import SaliencyParams, predicted_class_maps, views_of
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.cam_network import read_network, roots
@@ -94,7 +94,9 @@ def measure() -> list[dict[str, object]]:
     common = read_params("colocalization", ColocalizationParams)
     probes = read_params("probes", ProbeParams)
     component = read_json(DATA / "common_component.json")
-    mean, direction = (np.array(component[name]) for name in ("mean", "component"))
+    direction = Direction(
+        np.array(component["mean"]), np.array(component["component"]), component["intercept"]
+    )
     response = read_json(DATA / "neuron_clusters.json")["response"]
     ten, turned = views_of(saliency.crops)
     views = 2 + probes.views
@@ -106,7 +108,7 @@ def measure() -> list[dict[str, object]]:
         return predicted_class_maps(maps, logits, classnet.head.weight.double(), len(ten))
 
     def common_maps(crops: torch.Tensor) -> Any:
-        return (object_maps(backbone.shared_maps(crops, common.layer), mean, direction),)
+        return (object_maps(backbone.shared_maps(crops, common.layer), direction),)
 
     cases: dict[str, tuple[Any, Function, Function, CropBatches, int]] = {
         "score_patches": (

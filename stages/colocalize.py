@@ -9,14 +9,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 
 from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward_by_maps, kept_as, whole_groups
 from opam.method.colocalization import (
+    MOST,
+    TIMES,
     ColocalizationParams,
+    agreement,
+    joined,
     moments,
     object_maps,
     principal_component,
+    project,
+    segment,
+    shared_direction,
 )
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
@@ -58,22 +66,40 @@ def main() -> None:
     def shared_maps(crops: torch.Tensor) -> torch.Tensor:
         return backbone.shared_maps(crops, params.layer)
 
-    training = batches_of(manifest[manifest["split"] == "train"], [False])
-    mean, component = principal_component(
-        forward_by_maps(
-            backbone, shared_maps, moments, training, kept, execution, "principal component"
-        )
-    )
+    training = manifest[manifest["split"] == "train"]
+    training = training.iloc[:: -(-len(training) // MOST)]
+    batches = batches_of(training, [False])
+    how = batches, kept, execution
+    places = joined(forward_by_maps(backbone, shared_maps, moments, *how, "what all places show"))
+    direction = principal_component(places)
+
+    def projected(shared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return shared, project(shared, direction)
+
+    def agreed() -> Iterator[tuple[float, np.ndarray, float]]:
+        workers = Parallel(n_jobs=max(1, execution.workers), prefer="threads")
+        paths = iter(training["path"])
+        for maps, projections in forward_by_maps(
+            backbone, shared_maps, projected, *how, "segmentation"
+        ):
+            shares = workers(
+                delayed(lambda path, own: segment(photographs(path), own))(path, own)
+                for own, path in zip(projections, paths)  # noqa: B905  goes on with the next batch
+            )
+            yield agreement(maps, np.stack(shares))
+
+    for _ in range(TIMES):
+        direction = shared_direction(places, agreed()) or direction
     views = batches_of(manifest, [False, True])
     image_ids = manifest["image_id"].to_numpy()
 
     def maps_of(shared: torch.Tensor) -> tuple[torch.Tensor]:
-        return (object_maps(shared, mean, component),)
+        return (object_maps(shared, direction),)
 
     def rows_from(first: int) -> Iterator[pd.DataFrame]:
         done = first * views.batch_size // 2
-        how = views, kept, execution, "object maps", first, 2
-        for (maps,) in forward_by_maps(backbone, shared_maps, maps_of, *how):
+        every = views, kept, execution, "object maps", first, 2
+        for (maps,) in forward_by_maps(backbone, shared_maps, maps_of, *every):
             ids = image_ids[done : done + len(maps)]
             done += len(maps)
             yield map_rows(ids, maps, "map")
@@ -82,7 +108,14 @@ def main() -> None:
     inputs = fingerprint(RAW, MANIFEST, backbone_params, params, weights=weights, execution=bits)
     shards = in_shards("object_maps", inputs, "object_maps", len(views), rows_from, execution)
     write_table_in_pieces(OBJECT_MAPS, "object_maps", shards)
-    write_json(COMPONENT, {"mean": mean.tolist(), "component": component.tolist()})
+    write_json(
+        COMPONENT,
+        {
+            "mean": direction.mean.tolist(),
+            "component": direction.component.tolist(),
+            "intercept": direction.intercept,
+        },
+    )
     finish("object_maps")
 
 

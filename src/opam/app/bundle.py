@@ -15,5 +15,5 @@ WEIGHTS = (*NETWORKS.values(), FAMILIARITY)
 ACCEPTED = 0.05
 """Of photographs of known classes, those that are called unknown where nothing else is asked."""
 
-FORMAT = 9
+FORMAT = 10
 BUNDLE = "bundle.json"

@@ -23,7 +23,7 @@ from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import by_cluster, probabilities
 from opam.method.alignment import assign_parts
-from opam.method.colocalization import ColocalizationParams, object_maps
+from opam.method.colocalization import ColocalizationParams, Direction, object_maps
 from opam.method.fusion import BRANCHES, FUSED, PROBE, Rule, branch_answers
 from opam.method.objects import ObjectParams, chosen_map, find_object
 from opam.method.parts import PartParams, choose_parts
@@ -125,8 +125,12 @@ class Classifier:
             self.weights = {name: dict(fusion["weights"][name]) for name in (*BRANCHES, FUSED)}
             self.response: str = content["alignment"]["response"]
             self.clusters = np.array(content["alignment"]["cluster_of_neuron"], dtype=np.int64)
-            self.mean = np.array(content["common"]["mean"], dtype=np.float64)
-            self.component = np.array(content["common"]["component"], dtype=np.float64)
+            common = content["common"]
+            self.direction = Direction(
+                np.array(common["mean"], dtype=np.float64),
+                np.array(common["component"], dtype=np.float64),
+                float(common["intercept"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise OpamError(
                 f"{path / BUNDLE}: not written by export_bundle ({error!r}); export it anew"
@@ -305,7 +309,7 @@ class Classifier:
 
         def maps_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
             features = backbone.shared_maps(crops, params.layer)
-            return (object_maps(features, self.mean, self.component),)
+            return (object_maps(features, self.direction),)
 
         every = [np.repeat(WHOLE, 2, axis=0)] * len(images)
         views = self._batches(images, every, params.input_size, [False, True], unit=True)

@@ -30,7 +30,7 @@ class ObjectParams(Params):
         "cam: the class activation map alone, as in the paper",
     )
     threshold: float = Field(
-        0.15, ge=0, le=1, description="salient is at least so much of the map's range"
+        0.3, ge=0, le=1, description="salient is at least so much of the map's range"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.nn import functional
 
 from opam.networks.backbones.bodies import (
     as_maps,
@@ -148,15 +149,34 @@ class Backbone(nn.Module):
         return maps
 
     def shared_maps(self, images: torch.Tensor, module: str | None) -> torch.Tensor:
-        """`feature_maps` that tell objects from backgrounds, whatever the class.
+        """`feature_maps` that tell objects from backgrounds, whatever the class, and finer ones.
 
         None is the last maps; where a convolution widens these for a classifier, as in
-        EfficientNets, the maps of the last stage but one.
+        EfficientNets, the maps of the last stage but one. Behind their channels stand those of the
+        last module of a finer grid, where the backbone has any: what is an object is told by the
+        coarse maps, where it ends by the fine ones.
+
+        Returns:
+            float B x C x h x w, of the finer grid.
         """
         body = self.body
         if module is None and hasattr(body, "conv_head") and hasattr(body, "blocks"):
             module = f"blocks.{len(body.blocks) - 2}"
-        return self.feature_maps(images, module)
+        finer = finer_module(body)
+        if finer is None or finer == module:
+            return self.feature_maps(images, module)
+        fine: list[torch.Tensor] = []
+        layer = body.get_submodule(finer)
+        hook = layer.register_forward_hook(lambda _module, _inputs, output: fine.append(output))
+        try:
+            with whole(layer):
+                coarse = self.feature_maps(images, module)
+        finally:
+            hook.remove()
+        maps = as_maps(body, fine[-1]) if fine else None
+        if maps is None or maps.shape[2] <= coarse.shape[2]:  # behind the module, or as coarse
+            return coarse
+        return torch.cat([functional.interpolate(coarse, maps.shape[2:], mode="bilinear"), maps], 1)
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The maps of the last three stages for uint8 B x 3 x H x W images.
@@ -201,6 +221,15 @@ class Backbone(nn.Module):
             channels = [maps.shape[1] for maps in self.eval().stage_maps(images)]
         self.train(training)
         return channels
+
+
+def finer_module(body: Any) -> str | None:
+    """The last module whose maps are finer than the body's last ones, by timm's table of them."""
+    table = getattr(body, "feature_info", None)
+    rows = getattr(table, "info", table) or []
+    finer = [row["module"] for row in rows if row["reduction"] < rows[-1]["reduction"]]
+    known = dict(body.named_modules())
+    return finer[-1] if finer and finer[-1] in known else None
 
 
 def drop_paths(network: nn.Module, share: float, name: str) -> None:
