@@ -280,6 +280,7 @@ CODE: dict[str, list[str]] = {
     "systems/baselines": BASELINES,
     "systems/prediction": BASELINES,
     "systems/regions": BASELINES,
+    "systems/released": BASELINES,
     "systems/systems": BASELINES,
     **{f"systems/{name}": [f"train_baseline@{name}"] for name in PARAMS["baselines"]},
 }

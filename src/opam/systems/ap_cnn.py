@@ -35,6 +35,7 @@ from opam.pipeline.errors import OpamError
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.params import Params
 from opam.systems.prediction import Prediction
+from opam.systems.released import Release
 
 PAPER_SIDE = 448
 """Side in pixels of the images that the anchors' sides are given for."""
@@ -496,3 +497,33 @@ class AttentionPyramidCnn(nn.Module):
                 gates, self.params.anchors, self.params.regions, strict=True
             )
         ]
+
+
+_LEVELS = ("3", "4", "5")
+_HEADS = (*(f"cls{level}" for level in _LEVELS), "cls_concate")
+
+RELEASED = Release(
+    names={
+        "backbone.body.": "",
+        **{f"features.lateral.{i}.": f"fpn.P{level}_1." for i, level in enumerate(_LEVELS[:-1])},
+        "features.top.0.": "fpn.P5_1.conv_master.conv.",
+        "features.top.1.": "fpn.P5_1.conv_master.bn.",
+        "features.context.0.": "fpn.P5_1.conv_gpb.conv.",
+        "features.context.1.": "fpn.P5_1.conv_gpb.bn.",
+        **{f"features.smooth.{i}.": f"fpn.P{level}_2." for i, level in enumerate(_LEVELS)},
+        **{f"attention.spatial.{i}.": f"apn.A{level}_1.conv." for i, level in enumerate(_LEVELS)},
+        **{
+            f"attention.channel.{i}.{layer}.": f"apn.A{level}_2.{there}."
+            for i, level in enumerate(_LEVELS)
+            for layer, there in ((0, "conv1"), (2, "conv2"))
+        },
+        # There what pools and flattens counts as layers of the classifiers, too.
+        **{
+            f"classifiers.{i}.{layer}.": f"{head}.{layer + (1 if head == 'cls_concate' else 2)}."
+            for i, head in enumerate(_HEADS)
+            for layer in (0, 1, 2, 4)
+        },
+    },
+    class_layers=tuple(f"classifiers.{i}.4." for i in range(len(_HEADS))),
+)
+"""The authors' checkpoints of ResNet-50. What they released for VGG-19 is another network."""
