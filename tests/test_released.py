@@ -1,7 +1,9 @@
 """Checkpoints of the shape that the authors of NTS-Net and AP-CNN released, made up here."""
 
+import hashlib
 import os
-import subprocess
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from small_project import PYTHON, ROOT, preset
+from small_project import ROOT, preset
 from system_checks import IMAGES
 
 from opam.app.check_params import check, check_networks
 from opam.networks.backbones.backbone import Backbone, BackboneParams, create_backbone
-from opam.pipeline.artifacts import read_table, write_table
+from opam.pipeline.artifacts import GT_BOX, read_table, write_table
 from opam.pipeline.errors import OpamError
 from opam.systems.released import released_state
 from opam.systems.systems import create_system, method_params, read_system, release_of
@@ -421,38 +423,40 @@ def test_a_checkpoint_that_does_not_fit_is_told_before_anything_runs(
 
 
 def test_the_stage_scores_as_released_or_trains_from_there(
-    photographs: pd.DataFrame, tmp_path: Path
+    photographs: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "data/weights").mkdir(parents=True)
-    checkpoint(tmp_path / "data/weights/model.ckpt", "nts_net", classes=2)
-    manifest = photographs.assign(sha256="", class_name="a", group="")
-    manifest = manifest.assign(**dict.fromkeys(("gt_x0", "gt_y0", "gt_x1", "gt_y1"), 1))
-    write_table(tmp_path / "data/manifest.parquet", "manifest", manifest)
-
-    def run() -> str:
-        command = [PYTHON, str(ROOT / "stages/train_baseline.py"), "authors"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_baseline.py", "authors"])
+    train_baseline = runpy.run_path(str(ROOT / "stages/train_baseline.py"))["main"]
+    model = Path("data/weights/model.ckpt")
+    model.parent.mkdir(parents=True)
+    checkpoint(model, "nts_net", classes=2)
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in photographs["path"]]
+    manifest = photographs.assign(sha256=digests, class_name="a", group="")
+    manifest = manifest.assign(**dict.fromkeys(GT_BOX, 1))
+    write_table(Path("data/manifest.parquet"), "manifest", manifest)
+    out = Path("data/baselines/authors")
 
     entry(tmp_path, training={"epochs": 0})
-    run()
-    out = tmp_path / "data/baselines/authors"
+    train_baseline()
     network, _ = read_system(out / "weights.safetensors")
-    state, _ = released_state(
-        network, release_of("nts_net"), tmp_path / "data/weights/model.ckpt", ""
-    )
+    state, _ = released_state(network, release_of("nts_net"), model, "weights")
     assert all(torch.equal(network.state_dict()[name], value) for name, value in state.items())
     assert len(read_table(out / "scores.parquet", "scores")) == 4
 
-    entry(tmp_path, training={"epochs": 1, "rate": 0.001})
-    assert "epoch 1, train_loss" in run()
+    entry(tmp_path, training={"epochs": 1, "rate": 0.0001})
+    train_baseline()
+    assert "epoch 1, train_loss" in capsys.readouterr().err
     trained, _ = read_system(out / "weights.safetensors")
     moved = trained.scrutinizer.weight - network.scrutinizer.weight
     assert 0 < moved.abs().max() < network.scrutinizer.weight.abs().max()
 
-    checkpoint(tmp_path / "data/weights/model.ckpt", "nts_net", classes=5)
+    checkpoint(model, "nts_net", classes=5)
+    train_baseline()
+    assert "and the photographs have 2: their linear layers begin anew" in capsys.readouterr().err
     entry(tmp_path, training={"epochs": 0})
-    assert "model.ckpt has 5 classes, and the photographs have 2; set baselines.authors.tr" in run()
-    entry(tmp_path, training={"epochs": 1, "rate": 0.001})
-    assert "have 2: their linear layers begin anew" in run()
+    with pytest.raises(OpamError, match=r"ckpt has 5 classes, and the photographs have 2; set bas"):
+        train_baseline()
