@@ -2,9 +2,7 @@
 
 Yang, Luo, Wang, Hu, Gao, Wang, "Learning to Navigate for Fine-grained Classification", ECCV 2018
 (arXiv 1809.00287). Where the authors' released code and the paper differ, this is the release,
-which the published accuracy comes from: the Teacher has a linear layer for whole photographs and
-another for parts, dropout stands before every classifier, and anchors are rounded down to
-pixels. In the release the dropout also runs in evaluation; here it does not.
+which the published accuracy comes from; docs/systems/nts_net.md says where it is not.
 """
 
 import math
