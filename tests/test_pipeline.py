@@ -276,6 +276,7 @@ CODE: dict[str, list[str]] = {
     "report/page/": ["report"],
     "report/panels": ["draw_examples"],
     "report/show": ["draw_examples"],
+    "report/show_system": [],
     "report/": [],
     "systems/baselines": BASELINES,
     "systems/prediction": BASELINES,

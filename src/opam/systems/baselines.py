@@ -20,8 +20,8 @@ class SystemTrainingParams(TrainingParams):
 
     epochs: int = Field(
         ge=0,
-        description="passes over the samples; the last is kept; 0, with weights: none, it scores "
-        "as it was released",
+        description="passes over the samples; the last is kept; 0, where there are weights: "
+        "nothing is trained, it scores as it was released",
     )
 
 
@@ -29,7 +29,7 @@ class BaselineParams(Params):
     """One system, and how it is trained."""
 
     system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"] = Field(
-        description="what is trained; see docs/tuning.md"
+        description="what is trained; see docs/systems/"
     )
     backbone: BackboneParams | None = Field(None, description="null: the backbone of all others")
     weights: str | None = Field(
