@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from opam.networks.backbones.pretrained import State, read_states, unwrapped
+from opam.networks.backbones.pretrained import State, listed, read_states, unwrapped
 from opam.pipeline.errors import OpamError
 from opam.pipeline.ranks import rank
 
@@ -133,4 +133,4 @@ def _size(shape: list[int]) -> str:
 def _tell_left_out(state: State, own: State, release: Release, source: str) -> None:
     left_out = _beyond(state, {release.name(name) for name in own})
     if left_out and rank() == 0:
-        print(f"{source}: left out {', '.join(left_out)}", file=sys.stderr)
+        print(f"{source}: left out {listed(left_out)}", file=sys.stderr)

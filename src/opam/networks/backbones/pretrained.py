@@ -164,7 +164,7 @@ def read_states(path: Path, parameter: str = "backbone.weights") -> list[State]:
     states = list(_states(content, DEPTH))
     if not states:
         found = [str(key) for key in content] if isinstance(content, dict) else []
-        keys = f" under its keys {_listed(found)}" if found else ""
+        keys = f" under its keys {listed(found)}" if found else ""
         raise OpamError(f"{parameter}: {path} holds no state dict{keys}; {PLAIN}")
     return states
 
@@ -227,7 +227,7 @@ def fitting(body: nn.Module, states: list[State], source: str) -> State:
                 closest = misfits
         if fits:
             return _checked(body, _only(body, fits, source), source)
-    said = [f"{kind} {_listed(names)}" for kind, names in (closest or {}).items() if names]
+    said = [f"{kind} {listed(names)}" for kind, names in (closest or {}).items() if names]
     raise OpamError(
         f"backbone.weights: '{source}' does not fit the backbone: {'; '.join(said)}; give weights "
         "of the same timm model"
@@ -320,7 +320,7 @@ def _only(body: nn.Module, fits: dict[str, State], source: str) -> State:
         if not all(name in other and torch.equal(first[name], other[name]) for name in names):
             raise OpamError(
                 f"backbone.weights: '{source}' holds several networks that fit, under "
-                f"{_listed([repr(prefix) for prefix in fits])}; save the one that is meant"
+                f"{listed([repr(prefix) for prefix in fits])}; save the one that is meant"
             )
     return first
 
@@ -339,15 +339,16 @@ def _checked(body: nn.Module, state: State, source: str) -> State:
     broken = [name for name, value in found.items() if not value.isfinite().all()]
     if broken:
         raise OpamError(
-            f"backbone.weights: '{source}' is not finite (NaN or infinite) in {_listed(broken)}; "
+            f"backbone.weights: '{source}' is not finite (NaN or infinite) in {listed(broken)}; "
             "give other weights"
         )
     left_out = _beyond(body, state)
     if left_out and rank() == 0:
-        print(f"backbone.weights: '{source}': left out {_listed(left_out)}", file=sys.stderr)
+        print(f"backbone.weights: '{source}': left out {listed(left_out)}", file=sys.stderr)
     return found
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first `SHOWN` of them, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
