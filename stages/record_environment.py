@@ -3,6 +3,7 @@
 Run by itself: ``python stages/record_environment.py``.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest
 from opam.pipeline.artifacts import write_json
 from opam.pipeline.environment import ENVIRONMENT, installed_versions, tell_other_pins
+from opam.pipeline.errors import OpamError
+from opam.pipeline.outside import weights_file
 from opam.pipeline.params import params_path, read_params, section_of
 from opam.pipeline.stage import run
 
@@ -19,6 +22,15 @@ def weights_digest(params: BackboneParams) -> str:
     if params.weights == "none":
         return "none"
     return state_digest(create_backbone(params).body)
+
+
+def file_digest(parameter: str, weights: str) -> str:
+    """SHA-256 of a file that ``parameter`` names."""
+    path = weights_file(weights)
+    if not path.is_file():
+        raise OpamError(f"{parameter}: {path} is not a file; correct the path")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> None:
@@ -39,6 +51,8 @@ def main() -> None:
             }
             of_second = section_of({"second": second}, "second", BackboneParams, params_path())
             digests.append(weights_digest(of_second))
+        if entry.get("weights"):
+            digests.append(file_digest(f"baselines.{name}.weights", entry["weights"]))
         of_baselines[name] = digests
     write_json(
         ENVIRONMENT,

@@ -24,12 +24,14 @@ from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import BOX, read_table, write_json, write_table
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
+from opam.pipeline.outside import weights_file
 from opam.pipeline.params import params_path, read_params
 from opam.pipeline.ranks import rank
 from opam.pipeline.resume import finish
 from opam.pipeline.stage import run
 from opam.systems.baselines import SYSTEM_OBJECTIVE, BaselineParams
-from opam.systems.systems import create_system, read_method, write_system
+from opam.systems.released import released_state
+from opam.systems.systems import create_system, read_method, release_of, write_system
 
 MANIFEST = Path("data/manifest.parquet")
 BASELINES = Path("data/baselines")
@@ -63,6 +65,25 @@ def score(
     return scores, table.assign(image_id=ids, rank=np.tile(np.arange(count), len(images)))
 
 
+def begin_as_released(network: Any, name: str, params: BaselineParams, classes: int) -> None:
+    """Give ``network`` what ``params.weights`` holds.
+
+    Raises:
+        OpamError: as `opam.systems.released.released_state`; or the file has other classes, and
+            nothing is trained.
+    """
+    at = f"baselines.{name}"
+    path = weights_file(params.weights or "")
+    state, theirs = released_state(network, release_of(params.system), path, f"{at}.weights")
+    if theirs != classes:
+        what = f"{at}.weights: {path} has {theirs} classes, and the photographs have {classes}"
+        if params.training.epochs == 0:
+            raise OpamError(f"{what}; set {at}.training.epochs, which trains new linear layers")
+        if rank() == 0:
+            print(f"{what}: their linear layers begin anew", file=sys.stderr)
+    network.load_state_dict({**network.state_dict(), **state})
+
+
 def main() -> None:
     """Write data/baselines/NAME/: weights, scores, regions, figures of cost, curves."""
     if len(sys.argv) != 2:
@@ -82,9 +103,11 @@ def main() -> None:
     backbone = params.backbone or shared_backbone
     classes = manifest["label"].nunique()
     network = create_system(params.system, create_backbone(backbone), classes, method)
+    if params.weights is not None:
+        begin_as_released(network, name, params, classes)
     whole = whole_images(manifest[manifest["split"] == "train"])
     val = whole_images(manifest[manifest["split"] == "val"])
-    steps = {"training": params.training}
+    steps: dict[str, TrainingParams] = {"training": params.training}
     if params.classifier_training is not None:
         steps = {"classifier_training": params.classifier_training, **steps}
     training_seconds = 0.0

@@ -118,7 +118,8 @@ def test_pointing_is_the_centre_inside_the_true_box() -> None:
     [
         ({"system": "vgg"}, r"baselines\.bcnn\.system"),
         ({"method": {"chanels": 3}}, r"baselines\.bcnn\.method\.chanels"),
-        ({"training": {"epochs": 0}}, r"baselines\.bcnn\.training\.epochs"),
+        ({"training": {"epochs": -1}}, r"baselines\.bcnn\.training\.epochs"),
+        ({"training": {"epochs": 0}}, r"baselines\.bcnn: training\.epochs is 0"),
         ({"other": 1}, r"baselines\.bcnn\.other"),
         ({"system": "finetune", "method": {}}, r"baselines\.bcnn.*step of bcnn, not of finetune"),
     ],

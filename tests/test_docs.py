@@ -16,8 +16,13 @@ import yaml
 from PIL import Image
 from small_project import PYTHON, ROOT, Undisturbed, small_params
 
+from opam.systems.systems import SYSTEMS
+
 README = (ROOT / "README.md").read_text()
-PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+}
 COLOURS = {"blue": (60, 80, 200), "green": (60, 170, 80), "red": (200, 70, 60)}
 
 RUN = """
@@ -35,6 +40,8 @@ make figures
 make stages
 opam show train/heath_warbler/0040.jpg --out docs/method.jpg
 .venv/bin/opam show test/elm_warbler/0001.jpg
+opam show test/heath_warbler/0001.jpg --system finetune --out docs/systems/finetune.jpg
+opam show test/heath_warbler/0001.jpg --system bcnn --out docs/systems/bcnn.jpg
 .venv/bin/opam doctor
 .venv/bin/opam params
 opam params parts
@@ -64,6 +71,8 @@ cd opam
 make pull
 dvc status
 dvc repro
+dvc repro train_baseline@finetune
+dvc repro train_baseline@bcnn
 dvc repro --pull
 dvc push
 dvc cache dir /mnt/share/opam-cache
@@ -113,6 +122,14 @@ ELSEWHERE = {
     "python benchmarks/bench.py gpu": "wants a GPU",
     "python benchmarks/presets.py": "an hour; test_results.py",
     "python benchmarks/unknown.py": "minutes, and other photographs; test_familiarity.py",
+    **{
+        command.format(name): "trains it, minutes; test_baselines.py, test_show.py"
+        for name in ("mc_loss", "nts_net", "ap_cnn")
+        for command in (
+            "dvc repro train_baseline@{0}",
+            "opam show test/heath_warbler/0001.jpg --system {0} --out docs/systems/{0}.jpg",
+        )
+    },
     "dvc repro doubt_labels": "with the line of README; test_doubts.py",
 }
 """What no test of this file runs, and why, or where it is run."""
@@ -170,10 +187,26 @@ def test_extras_are_there() -> None:
 
 def test_links_lead_somewhere() -> None:
     for name, text in PAGES.items():
-        folder = ROOT if name == "README.md" else ROOT / "docs"
         for target in re.findall(r"\]\(([^)]+)\)", text):
             if "://" not in target:
-                assert (folder / target).exists(), f"{name}: {target}"
+                file, _, heading = target.partition("#")
+                page = (ROOT / name).parent / file if file else ROOT / name
+                assert page.exists(), f"{name}: {target}"
+                if heading:
+                    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+                    assert heading in {each.lower().replace(" ", "-") for each in found}, target
+
+
+def test_every_system_has_a_page_with_a_figure_of_its_own() -> None:
+    assert {name for name in PAGES if "/systems/" in name} == {
+        f"docs/systems/{system}.md" for system in SYSTEMS
+    }
+    for system in SYSTEMS:
+        page = PAGES[f"docs/systems/{system}.md"]
+        assert len(page.splitlines()) <= 45
+        assert f"]({system}.jpg)" in page
+        assert f"dvc repro train_baseline@{system}\n" in page
+        assert (ROOT / f"docs/systems/{system}.jpg").stat().st_size < 60_000
 
 
 def draw(path: Path, colour: tuple[int, int, int], rng: np.random.Generator) -> None:
@@ -272,7 +305,7 @@ def test_every_command_runs(clone: Path, tmp_path: Path, undisturbed: Undisturbe
             shown[line] = run(command, folder)
         if line == "make stages":
             drawn = (clone / "docs/stages.md").read_text()
-            assert drawn == PAGES["stages.md"], "`make stages` draws docs/stages.md anew"
+            assert drawn == PAGES["docs/stages.md"], "`make stages` draws docs/stages.md anew"
     assert "Fusion weights" in shown["make repro"]
     assert "object_maps.parquet" not in shown["make pull"]
     assert "Running stage" not in shown["dvc repro"]

@@ -276,10 +276,12 @@ CODE: dict[str, list[str]] = {
     "report/page/": ["report"],
     "report/panels": ["draw_examples"],
     "report/show": ["draw_examples"],
+    "report/show_system": [],
     "report/": [],
     "systems/baselines": BASELINES,
     "systems/prediction": BASELINES,
     "systems/regions": BASELINES,
+    "systems/released": BASELINES,
     "systems/systems": BASELINES,
     **{f"systems/{name}": [f"train_baseline@{name}"] for name in PARAMS["baselines"]},
 }

@@ -39,10 +39,12 @@ from opam.pipeline.outside import (
     check_photographs,
     check_photographs_path,
     check_weights_path,
+    weights_file,
 )
 from opam.pipeline.params import NETWORKS, SECTIONS, params_path, read_yaml, section_of
 from opam.systems.baselines import BaselineParams
-from opam.systems.systems import create_system, read_method
+from opam.systems.released import released_state
+from opam.systems.systems import create_system, read_method, release_of
 
 TYPES: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
@@ -159,6 +161,8 @@ def check_outside(params: dict[str, Any]) -> None:
     for name, baseline in params["baselines"].items():
         if baseline.backbone is not None:
             weights[f"baselines.{name}.backbone.weights"] = baseline.backbone.weights
+        if baseline.weights is not None:
+            weights[f"baselines.{name}.weights"] = baseline.weights
         if second := baseline.method.get("second_weights"):
             weights[f"baselines.{name}.method.second_weights"] = second
     with told_together() as attempt:
@@ -253,6 +257,10 @@ def _check_baseline(
     with torch.device(device), without_compiler():
         backbone = Backbone((baseline.backbone or shared).name)
         system = create_system(baseline.system, backbone, 2, settings)
+    released = None if baseline.weights is None else weights_file(baseline.weights)
+    if released is not None and released.is_file():  # `check_outside` has looked for it
+        at = f"baselines.{name}.weights"
+        released_state(system, release_of(baseline.system), released, at)
     for step in ("classifier_training", "training"):
         training = getattr(baseline, step)
         if training is not None:

@@ -149,11 +149,19 @@ def show(
         Path | None,
         typer.Option(help="drawing to write, .png or .jpg; else named after the photograph"),
     ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="what this one of the other systems made of it instead")
+    ] = None,
 ) -> None:
     """Draw every step of one photograph of the run in this folder."""
     from opam.report.show import show as draw
+    from opam.report.show_system import show_system
 
-    print(draw(Path("data"), image_id, out))
+    data = Path("data")
+    if system is None:
+        print(draw(data, image_id, out))
+    else:
+        print(show_system(data, system, image_id, out))
 
 
 @app.command(rich_help_panel="In the project's folder")

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from opam.evaluation.metrics import box_iou
 from opam.method.fusion import BRANCHES, PROBE, branch_answers
@@ -295,6 +296,24 @@ def _common(row: pd.Series) -> np.ndarray:
     return np.asarray(row["map"]).reshape(row["rows"], row["columns"])
 
 
+def drawing_path(image_id: str, out: Path | None) -> Path:
+    """Where a photograph's drawing goes: ``out``, or a .png named after the photograph.
+
+    Raises:
+        OpamError: ``out`` is neither a .png nor a .jpg.
+    """
+    out = out or Path(image_id.replace("/", "_")).with_suffix(".png")
+    if out.suffix.lower() not in FORMATS:
+        raise OpamError(f"{out}: the drawing is a PNG or a JPEG; end it in .png or .jpg")
+    return out
+
+
+def write_drawing(out: Path, drawing: Image.Image) -> None:
+    """Write a drawing to what `drawing_path` gave."""
+    with atomic(out) as temporary:
+        drawing.save(temporary, FORMATS[out.suffix.lower()], optimize=True)
+
+
 def show(data: Path, image_id: str, out: Path | None = None) -> Path:
     """Draw every step of one photograph.
 
@@ -312,9 +331,7 @@ def show(data: Path, image_id: str, out: Path | None = None) -> Path:
         OpamError: ``image_id`` is unknown (the message names the closest), ``out`` is neither,
             or one of them cannot be read or written.
     """
-    out = out or Path(image_id.replace("/", "_")).with_suffix(".png")
-    if out.suffix.lower() not in FORMATS:
-        raise OpamError(f"{out}: the drawing is a PNG or a JPEG; end it in .png or .jpg")
+    out = drawing_path(image_id, out)
     photograph = open_photograph(data, image_id)
     height, width = photograph.image.shape[:2]
     caption = f"{photograph.class_name}, {photograph.split}, {width} x {height} pixels"
@@ -325,7 +342,5 @@ def show(data: Path, image_id: str, out: Path | None = None) -> Path:
         except OpamError as error:
             panel = Panel(step.__name__.replace("_", " ").capitalize(), remark(str(error)), "")
         panels.append(replace(panel, title=f"{number}  {panel.title}"))
-    drawing = sheet(PurePosixPath(image_id).as_posix(), panels)
-    with atomic(out) as temporary:
-        drawing.save(temporary, FORMATS[out.suffix.lower()], optimize=True)
+    write_drawing(out, sheet(PurePosixPath(image_id).as_posix(), panels))
     return out

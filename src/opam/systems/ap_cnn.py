@@ -4,21 +4,8 @@ Ding, Ma, Wen, Xie, Chang, Si, Wu, Ling, "AP-CNN: Weakly Supervised Attention Py
 Neural Network for Fine-Grained Visual Classification", IEEE TIP 30, 2021 (first version: arXiv
 2002.03353). What the paper leaves open follows the authors' released code, which the published
 accuracy comes from: the context of the whole photograph on the coarsest level, the form of the
-classifiers, the classifier on the concatenated levels before their gates. The release is not
-followed where
-
-- anchors stand half a cell beside the centres of their cells, and the border is wider on one side:
-  here a mirrored photograph has mirrored regions;
-- sides are counted as ``x1 - x0 + 1`` in the IoU and boxes are clipped at pixel 447, so that what
-  the second pass sees is often a cell larger: here boxes are half-open, at any size of image;
-- maps are scaled by the share of their area that is shown even where nothing was dropped: here by
-  what was dropped;
-- the pyramid's batch norms have a momentum of 0.01: here torch's 0.1, as trainings of a few hundred
-  steps would end before such statistics are those of the photographs;
-- convolutions begin at N(0, sqrt(2 / k^2 C)): here as torch begins them, like all other new layers;
-- the backbone's last stage learns at the head's rate for birds: here all of it at one rate, which a
-  preset can set;
-- normalisation in the new layers wants a batch of two or more: here it takes one.
+classifiers, the classifier on the concatenated levels before their gates. docs/systems/ap_cnn.md
+says where the release is not followed.
 """
 
 from collections.abc import Sequence
@@ -35,6 +22,7 @@ from opam.pipeline.errors import OpamError
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.params import Params
 from opam.systems.prediction import Prediction
+from opam.systems.released import Release
 
 PAPER_SIDE = 448
 """Side in pixels of the images that the anchors' sides are given for."""
@@ -496,3 +484,33 @@ class AttentionPyramidCnn(nn.Module):
                 gates, self.params.anchors, self.params.regions, strict=True
             )
         ]
+
+
+_LEVELS = ("3", "4", "5")
+_HEADS = (*(f"cls{level}" for level in _LEVELS), "cls_concate")
+
+RELEASED = Release(
+    names={
+        "backbone.body.": "",
+        **{f"features.lateral.{i}.": f"fpn.P{level}_1." for i, level in enumerate(_LEVELS[:-1])},
+        "features.top.0.": "fpn.P5_1.conv_master.conv.",
+        "features.top.1.": "fpn.P5_1.conv_master.bn.",
+        "features.context.0.": "fpn.P5_1.conv_gpb.conv.",
+        "features.context.1.": "fpn.P5_1.conv_gpb.bn.",
+        **{f"features.smooth.{i}.": f"fpn.P{level}_2." for i, level in enumerate(_LEVELS)},
+        **{f"attention.spatial.{i}.": f"apn.A{level}_1.conv." for i, level in enumerate(_LEVELS)},
+        **{
+            f"attention.channel.{i}.{layer}.": f"apn.A{level}_2.{there}."
+            for i, level in enumerate(_LEVELS)
+            for layer, there in ((0, "conv1"), (2, "conv2"))
+        },
+        # There what pools and flattens counts as layers of the classifiers, too.
+        **{
+            f"classifiers.{i}.{layer}.": f"{head}.{layer + (1 if head == 'cls_concate' else 2)}."
+            for i, head in enumerate(_HEADS)
+            for layer in (0, 1, 2, 4)
+        },
+    },
+    class_layers=tuple(f"classifiers.{i}.4." for i in range(len(_HEADS))),
+)
+"""The authors' checkpoints of ResNet-50. What they released for VGG-19 is another network."""

@@ -11,24 +11,54 @@ from opam.engine.training.params import TrainingParams
 from opam.networks.backbones.backbone import BackboneParams
 from opam.pipeline.params import Params
 
+RELEASED = ("nts_net", "ap_cnn")
+"""Systems that can begin with the weights that their authors released."""
+
+
+class SystemTrainingParams(TrainingParams):
+    """How a system is trained, or that it is not."""
+
+    epochs: int = Field(
+        ge=0,
+        description="passes over the samples; the last is kept; 0, where there are weights: "
+        "nothing is trained, it scores as it was released",
+    )
+
 
 class BaselineParams(Params):
     """One system, and how it is trained."""
 
     system: Literal["finetune", "bcnn", "nts_net", "mc_loss", "ap_cnn"] = Field(
-        description="what is trained; see docs/tuning.md"
+        description="what is trained; see docs/systems/"
     )
     backbone: BackboneParams | None = Field(None, description="null: the backbone of all others")
+    weights: str | None = Field(
+        None,
+        description="of nts_net and ap_cnn: the checkpoint that the authors released, a file in "
+        "data/weights/, which all of it begins with, so that backbone.weights may be none; null: "
+        "the backbone alone is pretrained",
+    )
     method: dict[str, Any] = Field({}, description="what differs from the system's own defaults")
     classifier_training: TrainingParams | None = Field(
         None, description="a first step with the backbone frozen: bcnn's; null: none"
     )
-    training: TrainingParams
+    training: SystemTrainingParams
 
     @model_validator(mode="after")
     def _two_steps_are_of_bcnn(self) -> "BaselineParams":
         if self.classifier_training is not None and self.system != "bcnn":
             raise ValueError(f"classifier_training is a step of bcnn, not of {self.system}")
+        return self
+
+    @model_validator(mode="after")
+    def _released_or_trained(self) -> "BaselineParams":
+        if self.weights is not None and self.system not in RELEASED:
+            raise ValueError(
+                f"weights are what authors released of {' or '.join(RELEASED)}, not of "
+                f"{self.system}; set weights to null"
+            )
+        if self.weights is None and self.training.epochs == 0:
+            raise ValueError("training.epochs is 0, and weights null: nothing is learned; set one")
         return self
 
 

@@ -5,13 +5,8 @@ Loss for Fine-Grained Image Classification", IEEE TIP 29, 2020 (arXiv 2002.04264
 in training only: what classifies is a backbone under global average pooling and a linear layer,
 so that plain fine-tuning (`opam.systems.finetune`) is its control.
 
-Where the authors' released code and the paper differ, this is the release: one mask serves the
-whole batch, 0.4 of a class's channels are dropped (the paper: half; of three channels it is one
-in both), and the diversity part is divided by the number of channels and enters as one minus it.
-Two things are otherwise than in the release. The diversity is a mean over all classes; the
-release adds up a mean over the classes with fewer channels and one over those with more, so that
-its weight doubles where the channels do not divide. The classifier is linear; in the release it
-has two layers behind max pooling, which alone gained more than the loss did (users' reports).
+Where the authors' released code and the paper differ, this is the release, but for what
+docs/systems/mc_loss.md says.
 """
 
 import torch

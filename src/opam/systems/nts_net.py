@@ -2,9 +2,7 @@
 
 Yang, Luo, Wang, Hu, Gao, Wang, "Learning to Navigate for Fine-grained Classification", ECCV 2018
 (arXiv 1809.00287). Where the authors' released code and the paper differ, this is the release,
-which the published accuracy comes from: the Teacher has a linear layer for whole photographs and
-another for parts, dropout stands before every classifier, and anchors are rounded down to
-pixels. In the release the dropout also runs in evaluation; here it does not.
+which the published accuracy comes from; docs/systems/nts_net.md says where it is not.
 """
 
 import math
@@ -21,6 +19,7 @@ from opam.pipeline.errors import OpamError
 from opam.pipeline.libraries import torchvision
 from opam.pipeline.params import Params
 from opam.systems.prediction import Prediction
+from opam.systems.released import Release
 
 PAPER_SIDE = 448
 """Side in pixels of the images that the anchors' sides are given for."""
@@ -367,3 +366,23 @@ class NavigatorTeacherScrutinizer(nn.Module):
         """Logits from the whole, B x channels, and the first K of the parts, B x R x channels."""
         best = parts[:, : self.params.parts].flatten(1)
         return self.scrutinizer(torch.cat([whole, best], 1)).float()
+
+
+def whole_first(network: NavigatorTeacherScrutinizer, weight: torch.Tensor) -> torch.Tensor:
+    """The Scrutinizer's weight as released, with the parts before the whole, in the order here."""
+    return weight.roll(network.backbone.channels, 1)
+
+
+RELEASED = Release(
+    names={
+        "backbone.body.": "pretrained_model.",
+        "image_teacher.": "pretrained_model.fc.",
+        "part_teacher.": "partcls_net.",
+        "scrutinizer.": "concat_net.",
+        **{f"navigator.down.{level}.": f"proposal_net.down{level + 1}." for level in range(3)},
+        **{f"navigator.score.{level}.": f"proposal_net.tidy{level + 1}." for level in range(3)},
+    },
+    class_layers=("image_teacher.", "part_teacher.", "scrutinizer."),
+    rearranged={"scrutinizer.weight": whole_first},
+)
+"""The authors' ``model.ckpt``: ResNet-50, CUB-200-2011, one class after the other."""

@@ -10,6 +10,7 @@ from torch import nn
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.backbones.weights import read_weights, write_weights
 from opam.pipeline.params import Params, section_of
+from opam.systems.released import Release
 
 SYSTEMS = {
     "finetune": ("Finetune", "FinetuneParams"),
@@ -45,6 +46,11 @@ def read_method(name: str, system: str, method: dict[str, Any], path: Path) -> P
 def create_system(system: str, backbone: Backbone, classes: int, method: Params) -> Any:
     """The network of a system: an ``nn.Module`` that gives a `Prediction` (see its module)."""
     return getattr(_module(system), SYSTEMS[system][0])(backbone, classes, method)
+
+
+def release_of(system: str) -> Release:
+    """How to read what the authors of a system of `baselines.RELEASED` released."""
+    return _module(system).RELEASED
 
 
 def _module(system: str) -> Any:

@@ -29,8 +29,8 @@ WEIGHT_PACKAGES = {
 
 NESTED = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
-    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"),
-    *("backbone", "encoder", "weights", "params"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net_state_dict", "net", "network"),
+    *("module", "backbone", "encoder", "weights", "params"),
 )
 """Keys under which checkpoints keep their weights; averaged ones first, as timm has it."""
 
@@ -137,11 +137,11 @@ def timm_names(name: str) -> list[str]:
         return list(timm.create_model(name, pretrained=False).state_dict())
 
 
-def read_states(path: Path) -> list[State]:
+def read_states(path: Path, parameter: str = "backbone.weights") -> list[State]:
     """The state dicts of a file of weights, whatever its ending; nothing in it is ever run.
 
     It is safetensors, or what torch.save wrote: a state dict, or a checkpoint that holds some
-    under keys of `NESTED`.
+    under keys of `NESTED`. ``parameter`` names the file, for errors.
 
     Returns:
         At least one, in the order of `NESTED`, what lies at the top last; as they are named there.
@@ -150,7 +150,7 @@ def read_states(path: Path) -> list[State]:
         OpamError: missing, damaged, or there is none.
     """
     if not path.is_file():
-        raise OpamError(f"backbone.weights: {path} is not a file; correct the path")
+        raise OpamError(f"{parameter}: {path} is not a file; correct the path")
     try:
         with path.open("rb") as file:
             is_safetensors = file.read(9)[8:] == b"{"
@@ -160,14 +160,12 @@ def read_states(path: Path) -> list[State]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many types; nothing is ever unpickled
         why = _why(error)
-        raise OpamError(
-            f"backbone.weights: {path} cannot be read as weights ({why}); {PLAIN}"
-        ) from None
+        raise OpamError(f"{parameter}: {path} cannot be read as weights ({why}); {PLAIN}") from None
     states = list(_states(content, DEPTH))
     if not states:
         found = [str(key) for key in content] if isinstance(content, dict) else []
-        keys = f" under its keys {_listed(found)}" if found else ""
-        raise OpamError(f"backbone.weights: {path} holds no state dict{keys}; {PLAIN}")
+        keys = f" under its keys {listed(found)}" if found else ""
+        raise OpamError(f"{parameter}: {path} holds no state dict{keys}; {PLAIN}")
     return states
 
 
@@ -215,7 +213,7 @@ def fitting(body: nn.Module, states: list[State], source: str) -> State:
     """
     closest: dict[str, list[str]] | None = None
     for state in states:
-        plain = {_unwrapped(name): value.detach() for name, value in state.items()}
+        plain = {unwrapped(name): value.detach() for name, value in state.items()}
         fits = {}
         for prefix in _prefixes(body, plain):
             own = {
@@ -229,7 +227,7 @@ def fitting(body: nn.Module, states: list[State], source: str) -> State:
                 closest = misfits
         if fits:
             return _checked(body, _only(body, fits, source), source)
-    said = [f"{kind} {_listed(names)}" for kind, names in (closest or {}).items() if names]
+    said = [f"{kind} {listed(names)}" for kind, names in (closest or {}).items() if names]
     raise OpamError(
         f"backbone.weights: '{source}' does not fit the backbone: {'; '.join(said)}; give weights "
         "of the same timm model"
@@ -246,7 +244,8 @@ def _with_norm(body: nn.Module, state: State) -> State:
     }
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """A tensor's name without `WRAPPERS`."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -321,7 +320,7 @@ def _only(body: nn.Module, fits: dict[str, State], source: str) -> State:
         if not all(name in other and torch.equal(first[name], other[name]) for name in names):
             raise OpamError(
                 f"backbone.weights: '{source}' holds several networks that fit, under "
-                f"{_listed([repr(prefix) for prefix in fits])}; save the one that is meant"
+                f"{listed([repr(prefix) for prefix in fits])}; save the one that is meant"
             )
     return first
 
@@ -340,15 +339,16 @@ def _checked(body: nn.Module, state: State, source: str) -> State:
     broken = [name for name, value in found.items() if not value.isfinite().all()]
     if broken:
         raise OpamError(
-            f"backbone.weights: '{source}' is not finite (NaN or infinite) in {_listed(broken)}; "
+            f"backbone.weights: '{source}' is not finite (NaN or infinite) in {listed(broken)}; "
             "give other weights"
         )
     left_out = _beyond(body, state)
     if left_out and rank() == 0:
-        print(f"backbone.weights: '{source}': left out {_listed(left_out)}", file=sys.stderr)
+        print(f"backbone.weights: '{source}': left out {listed(left_out)}", file=sys.stderr)
     return found
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first `SHOWN` of them, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
