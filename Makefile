@@ -1,9 +1,10 @@
 PYTHON ?= python3
+export BASE ?= origin/main
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # See src/opam/__init__.py; here for the stages that load torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help repro repro-all results pull test bench ablation lint stages preset figures
+.PHONY: help repro repro-all results pull changes test bench ablation lint stages preset figures
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +36,13 @@ results: .venv/.installed ## write docs/results.md from what `make repro-all` ma
 
 pull: .venv/.installed ## restore every artifact from the team's remote, run nothing
 	python -m opam.app.restore
+
+changes: .venv/.installed ## BASE=origin/main: metrics and parameters that differ from it, into report.md
+	printf '## Metrics\n\n' > report.md
+	dvc metrics diff --all --precision 4 --md "$$BASE" >> report.md
+	printf '\n## Parameters\n\n' >> report.md
+	dvc params diff --targets params.yaml --md "$$BASE" >> report.md
+	@echo 'report.md is written'
 
 test: .venv/.installed ## lint, types and all tests
 	ruff format --check .

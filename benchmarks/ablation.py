@@ -20,10 +20,10 @@ import pandas as pd
 import yaml
 from project import ROOT, copy_project, environment
 
-from opam.evaluation.lineage import commit
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import FUSED, by_branch, fuse
 from opam.pipeline.artifacts import read_json, read_table
+from opam.pipeline.revision import commit
 from opam.report.results import (
     ABLATION,
     ON_VAL,

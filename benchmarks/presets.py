@@ -23,9 +23,10 @@ import yaml
 from bench import hardware
 from project import ROOT, copy_project, environment, params_of
 
-from opam.evaluation.lineage import LOOKS, commit, read_looks, record_look
+from opam.evaluation.lineage import LOOKS, read_looks, record_look
 from opam.pipeline.artifacts import read_json, read_table, write_csv, write_json
 from opam.pipeline.outside import given_photographs
+from opam.pipeline.revision import commit
 from opam.report.results import SIDE_BY_SIDE, photographs, presets_text
 
 RUNS = {

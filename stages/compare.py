@@ -20,6 +20,7 @@ from opam.pipeline.curves import CURVES, TIME
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import NETWORKS, read_params
 from opam.pipeline.stage import run
+from opam.pipeline.trackers import tracked
 
 MANIFEST = Path("data/manifest.parquet")
 PREDICTIONS = Path("data/predictions.parquet")
@@ -110,6 +111,8 @@ def main() -> None:
         rows.append({**figures, **cost, **read_json(BASELINES / name / "time.json")})
     write_csv(CSV, pd.DataFrame(rows))
     write_json(JSON, rows)
+    with tracked("compare", execution.trackers) as log:
+        log({figures["system"]: figures for figures in rows})
 
 
 if __name__ == "__main__":

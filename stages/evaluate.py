@@ -29,8 +29,10 @@ from opam.pipeline.artifacts import (
     write_json,
     write_table,
 )
+from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
 from opam.pipeline.stage import run
+from opam.pipeline.trackers import tracked
 
 DATA = Path("data")
 
@@ -39,6 +41,7 @@ def main() -> None:
     """Write data/metrics.json, data/predictions.parquet and the data of the plots."""
     seed = read_params("seed", int)
     params = read_params("evaluation", EvaluationParams)
+    execution = read_params("execution", ExecutionParams)
     classes = read_json(DATA / "classes.json")
     fusion = read_json(DATA / "fusion.json")
     images, scores = read_scores(DATA / "scores")
@@ -111,6 +114,8 @@ def main() -> None:
         {"actual": names[labels], "predicted": names[predictions["fused"].to_numpy()[test]]}
     )
     write_csv(DATA / "plots/confusion.csv", confusion)
+    with tracked("evaluate", execution.trackers) as log:
+        log(metrics)
 
 
 if __name__ == "__main__":

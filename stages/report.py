@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from opam.evaluation.lineage import lineage, looks_at, tracked_params
+from opam.evaluation.lineage import lineage, looks_at
 from opam.evaluation.scores import read_scores
 from opam.method.fusion import branch_answers
 from opam.method.objects import ObjectParams
@@ -28,6 +28,7 @@ from opam.pipeline.artifacts import (
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import read_params
+from opam.pipeline.revision import tracked_params
 from opam.pipeline.stage import run
 from opam.report.page import gallery, tables
 from opam.report.page.copies import copy_groups

@@ -65,6 +65,7 @@ dvc artifacts get REPOSITORY opam
 dvc exp run -S objects.threshold=0.2
 dvc exp show --only-changed --drop '(data|src|stages)/.*'
 dvc metrics diff
+make changes BASE=origin/main
 dvc plots show
 git clone REPOSITORY opam
 cd opam
@@ -111,6 +112,7 @@ ELSEWHERE = {
     "dvc queue status": "with the line before",
     "dvc exp run --temp": "test_outside.py",
     "python -m pip install --editable '.[heic]'": "an extra",
+    "python -m pip install --editable '.[mlflow]'": "an extra; test_trackers.py",
     "ray start --head --port 6379": "test_cluster.py",
     "ray start --address HEAD:6379": "test_cluster.py",
     "RAY_ADDRESS=HEAD:6379 dvc repro": "test_cluster.py",

@@ -60,7 +60,7 @@ EXPECTED: dict[str, list[str]] = {
     "execution.gpu_gigabytes": [],
     "execution.deterministic": [],
     "execution.compile": [],
-    "execution.tensorboard": [],
+    "execution.trackers": [],
     "dataset.name": ALL,
     "dataset.path": ALL,
     **{

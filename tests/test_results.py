@@ -9,9 +9,10 @@ import yaml
 from made_up_run import make_up_run
 from small_project import ROOT, preset
 
-from opam.evaluation.lineage import COLUMNS, LOOKS, commit
+from opam.evaluation.lineage import COLUMNS, LOOKS
 from opam.pipeline.artifacts import read_table, write_csv
 from opam.pipeline.errors import OpamError
+from opam.pipeline.revision import commit
 from opam.report import summary
 from opam.report.results import (
     ABLATION,

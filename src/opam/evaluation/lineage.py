@@ -5,8 +5,6 @@ a row to ``data/looks.csv``, which git keeps: what was chosen after many looks w
 """
 
 import hashlib
-import json
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pandas as pd
 from opam.pipeline.artifacts import read_json, write_csv
 from opam.pipeline.environment import ENVIRONMENT, installed_versions
 from opam.pipeline.errors import OpamError, cause
-from opam.pipeline.params import UNTRACKED_SECTIONS, params_path, read_yaml
+from opam.pipeline.revision import commit, configuration, tracked_params
 
 PHOTOGRAPHS = Path("data/photographs.json")
 """Written by prepare: SHA-256 of the photographs with their labels and splits, and counts."""
@@ -24,12 +22,6 @@ PHOTOGRAPHS = Path("data/photographs.json")
 LOOKS = Path("data/looks.csv")
 OPAM = "opam"
 COLUMNS = ["photographs", "system", "configuration", "predictions", "commit", "accuracy"]
-
-
-def tracked_params() -> dict[str, Any]:
-    """Every parameter that a result may depend on."""
-    content = read_yaml(params_path())
-    return {name: value for name, value in content.items() if name not in UNTRACKED_SECTIONS}
 
 
 def lineage() -> dict[str, Any]:
@@ -73,7 +65,7 @@ def record_look(system: str, predictions: pd.DataFrame, accuracy: float) -> None
     row = {
         "photographs": read_json(PHOTOGRAPHS)["sha256"],
         "system": system,
-        "configuration": _short(json.dumps(tracked_params(), sort_keys=True).encode()),
+        "configuration": configuration(),
         "predictions": digest.hexdigest()[:16],
         "commit": commit() or "",
         "accuracy": round(accuracy, 4),
@@ -105,23 +97,3 @@ def looks_at(photographs: str) -> pd.DataFrame:
     """The looks at the test split of these photographs, by their SHA-256."""
     looks = read_looks()
     return looks[looks["photographs"] == photographs]
-
-
-def commit() -> str | None:
-    """The commit that the working folder stands on, and whether its code differs."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "-uno", "src", "stages", "dvc.yaml")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head}, with changes that are not committed" if changed else head
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from opam.pipeline.errors import OpamError, cause
 from opam.pipeline.params import Params
+from opam.pipeline.trackers import Tracker, missing
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,32 @@ class ExecutionParams(Params):
         description="torch.compile the backbone in training: a minute or more at first, then "
         "faster; needs a C++ compiler; changes the last bits",
     )
-    tensorboard: bool = Field(False, description="training curves for TensorBoard too")
+    trackers: list[Tracker] = Field(
+        [],
+        description="where curves, parameters and metrics of runs are sent, too; see docs/team.md",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "tensorboard" in content:
+            trackers = "[tensorboard]" if content["tensorboard"] else "[]"
+            raise ValueError(
+                f"in place of the line `tensorboard: {str(content['tensorboard']).lower()}` write "
+                f"`trackers: {trackers}`"
+            )
+        return content
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, trackers: list[Tracker]) -> list[Tracker]:
+        if absent := missing(trackers):
+            extras = ",".join(absent)
+            raise ValueError(
+                f"{' and '.join(absent)} not installed; "
+                f"`python -m pip install --editable '.[{extras}]'`, or leave out"
+            )
+        return trackers
 
     @property
     def processes(self) -> int:

@@ -14,13 +14,14 @@ import torch
 import yaml
 from scipy.stats import t
 
-from opam.evaluation.lineage import LOOKS, PHOTOGRAPHS, commit, looks_at
+from opam.evaluation.lineage import LOOKS, PHOTOGRAPHS, looks_at
 from opam.evaluation.metrics import mcnemar_p
 from opam.pipeline.artifacts import atomic, read_json, read_table, write_json
 from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.errors import OpamError, run
 from opam.pipeline.params import params_path, read_params, read_yaml, resolved
 from opam.pipeline.presets import DEFAULTS, PRESETS, laid_over
+from opam.pipeline.revision import commit
 from opam.report.page.tables import fusion_weights
 from opam.report.tables import SYSTEM_COLUMNS, branch_cells, location_cells, system_cells
 

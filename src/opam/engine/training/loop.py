@@ -135,7 +135,7 @@ def train(
     step = shared_out(_Step(network, objective, params))
     steps = math.ceil(len(first) / params.batch_size)
     curves = curves or CURVES / name
-    with live_curves(name, curves, history, execution.tensorboard) as log:
+    with live_curves(name, curves, history, execution.trackers) as log:
         for epoch in range(len(history), params.epochs):
             started = time.monotonic()
             torch.manual_seed(seed * 100_003 + epoch + 10_007 * rank())
