@@ -76,7 +76,7 @@ def main() -> None:
     def projected(shared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return shared, project(shared, direction)
 
-    def agreed() -> Iterator[tuple[float, np.ndarray, float]]:
+    def agreed() -> Iterator[tuple[np.ndarray, ...]]:
         workers = Parallel(n_jobs=max(1, execution.workers), prefer="threads")
         paths = iter(training["path"])
         for maps, projections in forward_by_maps(
@@ -86,7 +86,9 @@ def main() -> None:
                 delayed(lambda path, own: segment(photographs(path), own))(path, own)
                 for own, path in zip(projections, paths)  # noqa: B905  goes on with the next batch
             )
-            yield agreement(maps, np.stack(shares))
+            told = [i for i, share in enumerate(shares) if share is not None]
+            if told:
+                yield agreement(maps[told], np.stack([shares[i] for i in told]))
 
     for _ in range(TIMES):
         direction = shared_direction(places, agreed()) or direction
