@@ -109,6 +109,8 @@ class Batches:
             if len(decoded) == 1:
                 self._fail(decoded[0][0])
                 return
+            found = None
+        if found is None:  # here, as the error holds what filled the memory
             for each in decoded:
                 self._answer(classifier, [each])
             return
