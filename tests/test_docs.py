@@ -96,6 +96,10 @@ ELSEWHERE = {
     "python -m pip install --editable '.[ssh]'": "an extra",
     ".venv/bin/python -m pip install --editable '.[serve]'": "an extra",
     ".venv/bin/opam serve": "test_serve.py",
+    "docker build --target serve --tag opam-serve .": "wants Docker; test_contributing.py",
+    "docker run --rm --stop-timeout 30 --publish 127.0.0.1:8000:8000 "
+    '--volume "$PWD/data/bundle:/bundle:ro" opam-serve': "wants Docker; test_contributing.py",
+    "python benchmarks/serving.py": "two minutes; test_serve.py",
     "opam --install-completion": "test_cli.py",
     "opam export-onnx": "test_onnx_export.py",
     "make ablation": "hours; test_ablation.py",

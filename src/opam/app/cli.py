@@ -123,11 +123,21 @@ def serve(
     max_megabytes: Annotated[
         int, typer.Option(min=1, max=1000, help="larger photographs are refused")
     ] = 20,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, max=10_000, help="requests at once; more are told to come again")
+    ] = 32,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="name by which others call the server; again for each, * for any"),
+    ] = None,
 ) -> None:
-    """Show a page in the browser that labels one photograph after the other."""
-    from opam.app.serve.app import serve as run
+    """Show a page in the browser that labels one photograph after the other.
 
-    run(bundle, host, port, device.value, max_megabytes)
+    Metrics are at /metrics, probes at /health and /ready; docs/deployment.md says more.
+    """
+    from opam.app.serve.server import serve as run
+
+    run(bundle, host, port, device.value, max_megabytes, max_waiting, allowed_host or [])
 
 
 @app.command("export-onnx", rich_help_panel="With a trained bundle")
