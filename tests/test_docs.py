@@ -62,7 +62,7 @@ git push
 git tag --annotate opam@v1.0.0
 git push --tags
 dvc artifacts get REPOSITORY opam
-dvc exp run -S objects.threshold=0.2
+dvc exp run -S objects.threshold=0.35
 dvc exp show --only-changed --drop '(data|src|stages)/.*'
 dvc metrics diff
 make changes BASE=origin/main
@@ -111,7 +111,7 @@ ELSEWHERE = {
     "dvc import-url": "wants a server",
     "dvc exp run -S training.rate=0.02": "trains every network; test_pipeline.py",
     "dvc exp run -S +classnet.rate=0.02": "the same for one network",
-    "dvc exp run --queue -S objects.threshold=0.1,0.15,0.2": "three runs",
+    "dvc exp run --queue -S objects.threshold=0.25,0.3,0.35": "three runs",
     "dvc queue start": "with the line before",
     "dvc queue status": "with the line before",
     "dvc exp run --temp": "test_outside.py",
