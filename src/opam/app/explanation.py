@@ -25,10 +25,23 @@ from opam.networks.cam_network import pooled_features
 from opam.photographs.decoding.images import decode_image
 from opam.pipeline.artifacts import BOX, read_table
 from opam.pipeline.errors import OpamError
-from opam.report.panels import BRANCH_COLOURS, COLOURS, Panel, Sketch, bars, gallery, sheet, stacked
+from opam.report.panels import (
+    BRANCH_COLOURS,
+    COLOURS,
+    HEIGHT,
+    WIDTH,
+    Panel,
+    Sketch,
+    bars,
+    gallery,
+    sheet,
+    stacked,
+)
 
 NEAREST = 3
 """Known photographs of a class that are shown."""
+BARS = 72
+"""Pixels that the bars of one class are high."""
 SHOWN = (*BRANCHES, "fused")
 NAMES = {"object": "ObjectNet", "original": "ClassNet"}
 
@@ -235,7 +248,7 @@ def drawing(
     difference = float(explained.map.sum()) + explained.bias
     told = (
         f"{NAMES[explained.branch]}: red speaks for {answer}, blue for {other}; "
-        f"red less blue is {difference:+.1f} in logits"
+        f"the answer leads by {difference:+.1f} in logits"
     )
     panels = [
         Panel("Photograph", whole.picture, caption),
@@ -248,7 +261,8 @@ def drawing(
         ]
         values = [float(found.probabilities[branch][label]) for branch in SHOWN]
         by_branch = bars([("by " + ", ".join(SHOWN), values)], BRANCH_COLOURS)
-        picture = stacked([gallery(pictures, NEAREST), by_branch])
-        told = "above: the nearest that are known of it, and how near they are, -1 to 1"
+        picture = stacked([gallery(pictures, NEAREST), by_branch.crop((0, 0, WIDTH, BARS))])
+        told = "above: the nearest photographs of training, and how near they are"
         panels.append(Panel(f"{title}: {classes[label]}", picture, told))
-    return sheet(f"{name}: {answer} {found.probabilities['fused'].max():.0%}", panels, columns=2)
+    made = sheet(f"{name}: {answer} {found.probabilities['fused'].max():.0%}", panels, columns=2)
+    return made.crop((0, 0, made.width, made.height - HEIGHT + panels[-1].picture.height))

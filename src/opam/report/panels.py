@@ -161,7 +161,7 @@ def gallery(pictures: Sequence[tuple[np.ndarray, str]], columns: int) -> Image.I
         columns: places for pictures.
     """
     side = (WIDTH - (columns - 1) * SMALL) // columns
-    row = Image.new("RGB", (WIDTH, side + SMALL + 8), PAPER)
+    row = Image.new("RGB", (WIDTH, side + 2 * SMALL + 8), PAPER)
     pen = ImageDraw.Draw(row)
     for place, (pixels, words) in enumerate(pictures):
         x = place * (side + SMALL)
@@ -174,12 +174,12 @@ def gallery(pictures: Sequence[tuple[np.ndarray, str]], columns: int) -> Image.I
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures below each other, cut off where a panel ends."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    """Pictures below each other, as wide as a panel."""
+    picture = Image.new("RGB", (WIDTH, sum(each.height for each in pictures)), PAPER)
     top = 0
     for each in pictures:
         picture.paste(each, (0, top))
-        top += each.height + SMALL
+        top += each.height
     return picture
 
 
