@@ -334,6 +334,7 @@ def test_from_class_folders_to_labelled_photographs(clone: Path, tmp_path: Path)
     assert len(labelled) == len(COLOURS)
     assert set(labelled["class"]) <= set(COLOURS)
     assert len(list((clone / "drawn").iterdir())) == len(COLOURS)
+    assert len(list((clone / "why").iterdir())) == 2 * len(COLOURS)
     shutil.copy(clone / "photographs/red.png", clone / "bird.jpg")
     python = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert python
