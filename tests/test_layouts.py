@@ -535,6 +535,7 @@ def test_content_decides_and_prepare_says_what_it_found(tmp_path: Path) -> None:
         assert line in done.stdout
     assert read_table(tmp_path / "run/data/coarse_labels.parquet", "coarse_labels").empty
     assert read_json(tmp_path / "run/data/classes.json") == ["finch", "wren"]
+    assert read_json(tmp_path / "run/data/parents.json") == []
 
 
 def test_a_class_folder_without_photographs_stops(tmp_path: Path) -> None:
