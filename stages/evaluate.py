@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from opam.evaluation.hierarchy import level_figures
 from opam.evaluation.lineage import OPAM, record_look
 from opam.evaluation.metrics import (
     EvaluationParams,
@@ -43,6 +44,7 @@ def main() -> None:
     params = read_params("evaluation", EvaluationParams)
     execution = read_params("execution", ExecutionParams)
     classes = read_json(DATA / "classes.json")
+    levels = read_json(DATA / "parents.json")
     fusion = read_json(DATA / "fusion.json")
     images, scores = read_scores(DATA / "scores")
     unseen = images["split"] != "train"
@@ -92,6 +94,13 @@ def main() -> None:
         "fused": ablation.drop(columns=["branches", "accuracy", "val_accuracy"]).iloc[-1].to_dict(),
         "mcnemar_p": mcnemar_p(right["fused"][test].to_numpy(), right["original"][test].to_numpy()),
     }
+    if levels:
+        metrics["levels"] = {
+            f"level_{level}": level_figures(
+                fused[test], labels, parents, params.bootstrap_samples, seed
+            )
+            for level, parents in enumerate(levels, start=1)
+        }
     boxed = manifest.loc[images["image_id"][test]].dropna(subset=GT_BOX)
     if len(boxed):
         found = objects.loc[boxed.index, BOX].to_numpy(np.float64)

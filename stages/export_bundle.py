@@ -36,6 +36,7 @@ def main() -> None:
     content = {
         "format": FORMAT,
         "classes": read_json(DATA / "classes.json"),
+        "parents": read_json(DATA / "parents.json"),
         "fusion": {name: fusion[name] for name in ("rule", "weights")},
         "alignment": read_json(DATA / "neuron_clusters.json"),
         "common": read_json(DATA / "common_component.json"),

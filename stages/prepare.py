@@ -17,6 +17,7 @@ from opam.photographs.groups import grouped
 from opam.photographs.preparation import (
     PrepareParams,
     check_photographs,
+    class_parents,
     classes_without,
     draw_test,
     keep_every_class,
@@ -70,7 +71,7 @@ def with_groups(
 
 
 def main() -> None:
-    """Write the manifest and classes.json, keypoints, coarse_labels, what is left out, copies."""
+    """Write the manifest, classes, parents, keypoints, coarse_labels, what is left out, copies."""
     name: DatasetName = read_params("dataset.name", DatasetName)  # type: ignore[arg-type]
     columns = read_params("dataset.columns", TableColumns)
     params = read_params("prepare", PrepareParams)
@@ -103,6 +104,7 @@ def main() -> None:
     skipped = skipped_table(pd.concat([data.skipped, hidden]), others, bad, dropped, str(RAW))
     write_table(DATA / "manifest.parquet", "manifest", manifest)
     write_json(DATA / "classes.json", classes)
+    write_json(DATA / "parents.json", class_parents(data.images, data.coarse_labels, classes))
     write_table(DATA / "keypoints.parquet", "keypoints", keypoints)
     write_table(DATA / "coarse_labels.parquet", "coarse_labels", coarse_labels)
     write_csv(DATA / "skipped.csv", skipped)

@@ -32,6 +32,7 @@ from opam.pipeline.revision import tracked_params
 from opam.pipeline.stage import run
 from opam.report.page import gallery, tables
 from opam.report.page.copies import copy_groups
+from opam.report.page.levels import level_rows, levels
 from opam.report.page.render import render
 
 DATA = Path("data")
@@ -83,6 +84,8 @@ def main() -> None:
     """Write data/report/: index.html and what it loads when needed."""
     params = tracked_params()
     classes = read_json(DATA / "classes.json")
+    parents = read_json(DATA / "parents.json")
+    metrics = read_json(DATA / "metrics.json")
     fusion = read_json(DATA / "fusion.json")
     clusters = read_json(DATA / "neuron_clusters.json")
     manifest = read_table(DATA / "manifest.parquet", "manifest")
@@ -143,7 +146,9 @@ def main() -> None:
         "copies": copy_groups(duplicates, photographs),
         "copy_counts": {"photographs": len(duplicates), "groups": duplicates["group"].nunique()},
         "branches": list(answers),
-        "metrics": read_json(DATA / "metrics.json"),
+        "metrics": metrics,
+        "level_rows": level_rows(metrics, len(classes)),
+        "levels": levels(labels, answers["fused"], parents, classes),
         "ablation": read_plot_data("ablation.csv"),
         "fusion": fusion,
         "fusion_rows": tables.fusion_rows(fusion),

@@ -12,9 +12,10 @@ import yaml
 from PIL import Image
 from small_project import PYTHON, ROOT, small_params
 
+from opam.evaluation.hierarchy import level_figures
 from opam.method.fusion import BRANCHES, FUSED, PROBE, fuse_named
 from opam.photographs.duplicates import COLUMNS
-from opam.pipeline.artifacts import BOX, GT_BOX, write_csv, write_json, write_table
+from opam.pipeline.artifacts import BOX, GT_BOX, read_json, write_csv, write_json, write_table
 
 PROPOSALS = 12
 
@@ -45,7 +46,13 @@ def unit_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     return (values / values.sum(1, keepdims=True)).astype(np.float32)
 
 
-def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | None = None) -> Path:
+def make_up_run(
+    folder: Path,
+    count: int,
+    classes: list[str],
+    ids: list[str] | None = None,
+    parents: list[str] | None = None,
+) -> Path:
     """Write every artifact that the report reads; photographs have no boxes and are all alike."""
     rng = np.random.default_rng(0)
     data = folder / "data"
@@ -73,6 +80,8 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
     )
     write_table(data / "manifest.parquet", "manifest", manifest)
     write_json(data / "classes.json", classes)
+    levels = [parents] if parents else []
+    write_json(data / "parents.json", levels)
     counts = {"train": len(classes), "val": 0, "test": count}
     write_json(data / "photographs.json", {"sha256": "0" * 64, **counts})
     twins = manifest[["image_id", "path", "class_name", "split"]].iloc[[0, -1]]
@@ -129,6 +138,10 @@ def make_up_run(folder: Path, count: int, classes: list[str], ids: list[str] | N
     )
     write_table(data / "predictions.parquet", "predictions", predictions)
     write_figures(data)
+    if levels:
+        metrics = read_json(data / "metrics.json")
+        figures = level_figures(fused, labels[:count], levels[0], 100, 0)
+        write_json(data / "metrics.json", metrics | {"levels": {"level_1": figures}})
     return folder
 
 

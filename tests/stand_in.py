@@ -75,7 +75,7 @@ for section in stage.get("params", []):
         digest.update(value_of(params, section).encode())
         continue
     for file, names in section.items():
-        entries = json.load(open(file))
+        entries = yaml.load(open(file), yaml.CSafeLoader)
         for dotted in names:
             digest.update(value_of(entries, dotted).encode())
 for dependency in stage["deps"]:

@@ -128,6 +128,7 @@ def test_a_damaged_bundle_is_told(bundle: Path, tmp_path: Path) -> None:
         ({"fusion": {}}, "not written by export_bundle"),
         ({"classes": ["one"]}, "export the bundle anew"),
         ({"params": {}}, "missing"),
+        ({"parents": [["one"]]}, "'parents'"),
     ):
         folder = tmp_path / message.replace(" ", "_")
         shutil.copytree(bundle, folder)
@@ -173,6 +174,44 @@ def test_predict_writes_a_row_a_photograph(
     done = CliRunner().invoke(cli.app, [*arguments, "--device", "cpu", "--accept-error", "1"])
     assert done.exit_code == 0, done.output
     assert read[ending](out)["unknown"].all()
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_predict_answers_with_a_class_or_a_parent_that_is_sure_enough(
+    bundle: Path, photographs: dict[str, Path], tmp_path: Path, ending: str
+) -> None:
+    nested = shutil.copytree(bundle, tmp_path / "nested")
+    content = json.loads((nested / "bundle.json").read_text())
+    assert content["parents"] == []
+    content["parents"] = [[f"parent {label // 3}" for label in range(len(content["classes"]))]]
+    (nested / "bundle.json").write_text(json.dumps(content))
+    classifier = Classifier.load(nested, "cpu")
+    found = classifier.classify(sorted(photographs.values()))
+    fused = np.stack([each.probabilities["fused"] for each in found]).astype(float)
+    parents = [f"parent {number}" for number in range(3)]
+    sums = np.add.reduceat(fused, [0, 3, 6], axis=1)
+    for each, own in zip(found, sums, strict=True):
+        assert list(each.by_level[0]) == classifier.classes
+        assert each.by_level[1] == pytest.approx(dict(zip(parents, own, strict=True)))
+    sure = float(np.median(np.maximum(sums.max(1), fused.max(1))))
+    out = tmp_path / f"results.{ending}"
+    arguments = ["predict", *map(str, sorted(photographs.values())), "--bundle", str(nested)]
+    arguments += ["--out", str(out), "--device", "cpu", "--sure", f"{sure:.6f}"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
+    assert {*table["answer_level"].fillna(-1)} >= {-1, 1}
+    for row, each, own in zip(table.to_dict("records"), fused, sums, strict=True):
+        if row["answer_level"] == 0:
+            assert row["answer"] == row["class"]
+            assert row["answer_probability"] == pytest.approx(each.max(), abs=SAME)
+        elif row["answer_level"] == 1:
+            assert row["answer"] == parents[own.argmax()]
+            assert row["answer_probability"] == pytest.approx(own.max(), abs=SAME)
+            assert each.max() < sure + SAME
+        else:
+            assert not row["answer"] or pd.isna(row["answer"])
+            assert max(each.max(), own.max()) < sure + SAME
 
 
 def test_boxes_are_in_pixels_of_the_file_however_large_it_is(
@@ -285,13 +324,13 @@ def test_dark_photographs_of_sixteen_bits_are_told(
 
 
 @pytest.mark.parametrize(
-    "change", ["", "top", "bundle", "overlay", "explain", "photograph", "damaged"]
+    "change", ["", "top", "bundle", "overlay", "explain", "sure", "photograph", "damaged"]
 )
 def test_rows_of_another_prediction_are_not_taken(
     classifier: Classifier, photographs: dict[str, Path], tmp_path: Path, change: str
 ) -> None:
     paths = [shutil.copy(path, tmp_path) for path in list(photographs.values())[:3]]
-    how = {"top": 2, "overlay": None, "accept_error": 0.05, "explain": None}
+    how = {"top": 2, "overlay": None, "accept_error": 0.05, "explain": None, "sure": None}
     begun: dict[str, object] = {"bundle": classifier.digest, **how}
     lines = [
         json.dumps([_state(Path(path)), {"photograph": path, "error": "kept"}]) for path in paths

@@ -136,6 +136,7 @@ ELSEWHERE = {
             "opam show test/heath_warbler/0001.jpg --system {0} --out docs/systems/{0}.jpg",
         )
     },
+    ".venv/bin/opam predict photographs/ --out results.csv --sure 0.95": "test_classifier.py",
     "dvc repro doubt_labels": "with the line of README; test_doubts.py",
 }
 """What no test of this file runs, and why, or where it is run."""

@@ -140,6 +140,8 @@ def test_metrics_are_those_of_the_predictions(repro: Path) -> None:
     fusion = read_json(repro / "data/fusion.json")
     assert metrics["val_accuracy"]["fused"] == fusion["accuracy"]["original+object+part"]
     assert min(fusion["weights"]["original+object+part"].values()) >= 0
+    assert read_json(repro / "data/parents.json") == []
+    assert "levels" not in metrics
     ablation = pd.read_csv(repro / "data/plots/ablation.csv")
     assert len(ablation) == 7
 

@@ -23,7 +23,7 @@ from opam.photographs.datasets.layout import is_plain, split_of
 from opam.photographs.datasets.source import take_over
 from opam.photographs.datasets.table_rows import TableColumns
 from opam.photographs.decoding.archive import pack, read_file
-from opam.photographs.preparation import draw_test
+from opam.photographs.preparation import class_parents, draw_test
 from opam.pipeline.artifacts import GT_BOX, read_json, read_table
 from opam.pipeline.errors import OpamError
 
@@ -118,7 +118,23 @@ REFUSED = {
     ),
     "years in class folders": (
         ["finch/2019/0.jpg", "finch/2020/0.jpg", "wren/2019/0.jpg"],
-        "finch/: a class folder that holds only folders",
+        "'2019' lies in 'finch' and in 'wren', and a class has one parent; give each",
+    ),
+    "another parent at test": (
+        [*classes("train/a/", "train/b/")[:3], "train/b/tit/0.jpg", "test/b/finch/0.jpg"],
+        "'finch' lies in 'a' and in 'b', and a class has one parent",
+    ),
+    "one folder in each": (
+        ["finch/of 2019/0.jpg", "wren/of 2020/0.jpg"],
+        r"finch/: a class folder that holds only folders \(of 2019/\); expected are .*PARENT/CLASS",
+    ),
+    "folders in classes of parents": (
+        ["a/finch/0.jpg", "a/wren/more/0.jpg", "b/tit/0.jpg"],
+        r"a/wren/: a class folder that holds only folders \(more/\)",
+    ),
+    "parents that differ in case": (
+        ["train/a/finch/0.jpg", "train/a/wren/0.jpg", "train/A/tit/0.jpg", "test/a/wren/0.jpg"],
+        "coarser labels 'A' and 'a' differ only in case",
     ),
     "a folder beside photographs": (
         ["finch/0.jpg", "finch/more/1.jpg", "wren/0.jpg"],
@@ -196,6 +212,34 @@ def test_what_could_mean_two_things_is_told_in_one_line(
     with pytest.raises(OpamError, match=message) as caught:
         listed(folder, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+NESTED = {"gull": "sea", "tern": "sea", "wren": "land"}
+
+
+@pytest.mark.parametrize(
+    "around", [[""], ["birds/"], ["train/", "test/"], ["b/seg_train/", "b/test/"]]
+)
+def test_folders_that_hold_class_folders_are_their_parents(
+    tmp_path: Path, around: list[str]
+) -> None:
+    names = [f"{at}{parent}/{name}/0.jpg" for at in around for name, parent in NESTED.items()]
+    data = listed(lay_out(tmp_path / "set", *names), tmp_path)
+    classes = sorted(NESTED)
+    assert sorted(data.images["class_name"].unique()) == classes
+    assert len(data.images) == len(names)
+    assert class_parents(data.images, data.coarse_labels, classes) == [["sea", "sea", "land"]]
+    assert "in the folders of 2 parents" in data.layout
+    assert data.skipped.empty
+
+
+def test_a_split_may_hold_one_parent_alone(tmp_path: Path) -> None:
+    names = [f"train/{parent}/{name}/0.jpg" for name, parent in NESTED.items()]
+    data = listed(lay_out(tmp_path / "set", *names, "test/sea/tern/0.jpg"), tmp_path)
+    assert data.images["class_name"].tolist() == ["wren", "gull", "tern", "tern"]
+    assert class_parents(data.images, data.coarse_labels, ["gull", "tern", "wren"]) == [
+        ["sea", "sea", "land"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -491,6 +535,7 @@ def test_content_decides_and_prepare_says_what_it_found(tmp_path: Path) -> None:
         assert line in done.stdout
     assert read_table(tmp_path / "run/data/coarse_labels.parquet", "coarse_labels").empty
     assert read_json(tmp_path / "run/data/classes.json") == ["finch", "wren"]
+    assert read_json(tmp_path / "run/data/parents.json") == []
 
 
 def test_a_class_folder_without_photographs_stops(tmp_path: Path) -> None:

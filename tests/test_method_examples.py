@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 METHOD = Path(__file__).parents[1] / "src/opam/method"
-BESIDE = ("evaluation.doubts",)
+BESIDE = ("evaluation.doubts", "evaluation.hierarchy")
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,7 @@ CODE: dict[str, list[str]] = {
     "engine/scoring": ["score_patches", "score_images", "compare", *BASELINES],
     "engine/training/": [*TRAINED, *BASELINES],
     "evaluation/cost": ["compare", *BASELINES],
+    "evaluation/hierarchy": ["evaluate", "compare", "report"],
     "evaluation/lineage": ["evaluate", "report", *BUNDLED],
     "evaluation/metrics": ["evaluate", "compare", *SHOWN],
     "evaluation/doubts": ["doubt_labels"],

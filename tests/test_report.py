@@ -476,6 +476,25 @@ def test_copies_are_shown_at_any_width(tmp_path: Path, open_page: Open) -> None:
     assert violations(page) == []
 
 
+@pytest.mark.slow
+def test_parents_are_shown_at_any_width(tmp_path: Path, open_page: Open) -> None:
+    parents = ["a_parent_with_a_name_that_is_rather_long", EVIL, EVIL, EVIL]
+    folder = make_up_run(tmp_path / "parents", 40, EVIL_CLASSES, parents=parents)
+    done = report(folder)
+    assert done.returncode == 0, done.stderr
+    page = open_page(folder / "data/report", width=400)
+    assert page.evaluate(OVERFLOW) <= 0
+    page.focus("a[href='#levels']")
+    page.keyboard.press("Enter")
+    assert page.locator("#levels tbody tr").first.locator("th").inner_text() == "classes"
+    button = page.locator("#levels button[data-show-actual]").first
+    button.focus()
+    page.keyboard.press("Enter")
+    row = button.locator("xpath=ancestor::tr").locator(".number").inner_text()
+    assert page.inner_text("#count").startswith(f"{row} of 40")
+    assert violations(page) == []
+
+
 def test_copies_are_in_the_page(tmp_path: Path) -> None:
     folder = make_up_run(tmp_path, len(EVIL_IDS), EVIL_CLASSES, EVIL_IDS)
     done = report(folder)

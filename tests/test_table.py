@@ -338,6 +338,7 @@ def test_prepare_writes_what_the_table_says(folder: Path, tmp_path: Path) -> Non
     manifest = read_table(data / "manifest.parquet", "manifest")
     assert manifest["split"].tolist() == ["train", "val", "train", "test", "val"]
     assert read_json(data / "classes.json") == ["007", "wren"]
+    assert read_json(data / "parents.json") == [["gull", "wren"]]
     coarse = read_table(data / "coarse_labels.parquet", "coarse_labels")
     assert json.loads(coarse.to_json(orient="values")) == [
         ["a/0.jpg", 1, "gull"],

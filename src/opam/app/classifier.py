@@ -7,7 +7,7 @@ else of the project's data.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from opam.app.bundle import BUNDLE, FAMILIARITY, FORMAT, KNOWN, NETWORKS, WEIGHT
 from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import by_cluster, probabilities
+from opam.evaluation.hierarchy import probabilities_by_level
 from opam.method.alignment import assign_parts
 from opam.method.colocalization import ColocalizationParams, Direction, object_maps
 from opam.method.fusion import BRANCHES, FUSED, PROBE, Rule, branch_answers
@@ -95,6 +96,8 @@ class Classification:
             what is known than this one, 0..1 (`opam.networks.familiarity`).
         object_fallback: "none", or what stood in for the object's map (`opam.method.objects`).
         part_fallback: "none", or the rule that was relaxed (`opam.method.parts.Selection`).
+        by_level: fused probability of each class by name, and of each parent at every level that
+            the training photographs had, from the finest.
     """
 
     label: int
@@ -106,6 +109,7 @@ class Classification:
     familiarity: float
     object_fallback: str
     part_fallback: str
+    by_level: Sequence[Mapping[str, float]] = ()
 
 
 class Classifier:
@@ -120,6 +124,9 @@ class Classifier:
                     "export it anew"
                 )
             self.classes: list[str] = [str(name) for name in content["classes"]]
+            self.levels: list[list[str]] = [[*map(str, level)] for level in content["parents"]]
+            if any(len(level) != len(self.classes) for level in self.levels):
+                raise ValueError("parents")
             fusion = content["fusion"]
             self.rule: Rule = fusion["rule"]
             self.weights = {name: dict(fusion["weights"][name]) for name in (*BRANCHES, FUSED)}
@@ -263,6 +270,7 @@ class Classifier:
                 clusters[i],
                 float(familiarity[i]),
                 *fallbacks[i],
+                by_level=probabilities_by_level(scores["fused"][i], self.classes, self.levels),
             )
             for i, label in enumerate(labels)
         ]

@@ -79,6 +79,12 @@ def predict(
         float,
         typer.Option(min=0, max=1, help="share of known photographs that may be called unknown"),
     ] = ACCEPTED,
+    sure: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="answer with the class, or else its parent, of this probability"
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
 ) -> None:
     """Label photographs: class, probabilities of every branch, object and parts.
@@ -108,11 +114,11 @@ def predict(
     if out is None:
         drawn = None if overlay is None else drawings(overlay, paths)
         explained = None if explain is None else drawings(explain, paths)
-        rows = rows_of(classifier, paths, top, drawn, quiet, accept_error, explained)
-        written = write_csv(sys.stdout, rows, columns(classifier, top))
+        rows = rows_of(classifier, paths, top, drawn, quiet, accept_error, explained, sure)
+        written = write_csv(sys.stdout, rows, columns(classifier, top, sure))
         broken = [str(row["error"]) for row in written if row["error"]]
     else:
-        how = top, overlay, quiet, accept_error, explain
+        how = top, overlay, quiet, accept_error, explain, sure
         broken = write_predictions(out, classifier, paths, *how)
     for error in broken:
         print(f"error: {error}", file=sys.stderr)

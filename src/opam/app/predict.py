@@ -21,6 +21,7 @@ from opam.app.bundle import ACCEPTED
 from opam.app.classifier import Classification, Classifier, LookedAt
 from opam.app.explanation import as_json, drawing, explain, read_known
 from opam.engine.crops.ahead import load_ahead
+from opam.evaluation.hierarchy import sure_answer
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.depth import unused_depth
 from opam.photographs.decoding.images import NotAPhotograph, ignored, image_format, read_image
@@ -33,6 +34,9 @@ CROPS = 8
 """Of a photograph at a time; so many go together that a batch is full."""
 ROWS = 1024
 """Rows of a parquet row group."""
+
+ANSWER = ("answer", "answer_level", "answer_probability")
+"""The class, or else the parent, that is sure enough, as `sure_answer` tells it."""
 
 Row = dict[str, Any]
 
@@ -111,6 +115,7 @@ def predict(
     quiet: bool = False,
     accept_error: float = ACCEPTED,
     explained: Mapping[Path, Path] | None = None,
+    sure: float | None = None,
 ) -> Iterator[Row]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
 
@@ -126,6 +131,7 @@ def predict(
         accept_error: share of photographs of known classes that may be called unknown.
         explained: where the drawing of each explanation goes (`opam.app.explanation`), beside it
             the numbers, as .json; or None.
+        sure: probability of an ``answer``, or None for rows without one.
 
     Raises:
         OpamError: a drawing cannot be written, or the bundle lacks what explains.
@@ -164,7 +170,7 @@ def predict(
                         drawn = drawing(read_image(path), readable(path.name), *how)
                         drawn.save(temporary, "JPEG", quality=90)
                     write_json(explained[path].with_suffix(".json"), as_json(readable(path), *how))
-                yield row(path, own, classifier.classes, top, accept_error)
+                yield row(path, own, classifier.classes, top, accept_error, sure)
         if told := unused_depth(np.array([*largest.values()], dtype=float)):
             print(f"{readable(next(iter(largest)))}: {told}", file=sys.stderr, flush=True)
 
@@ -184,12 +190,14 @@ def row(
     classes: list[str],
     top: int,
     accept_error: float = ACCEPTED,
+    sure: float | None = None,
 ) -> Row:
     """One photograph's result, flat; of what is ``unknown`` ``class`` is the most similar one.
 
     Returns:
-        ``photograph, error, class, familiarity, unknown``; for k = 1.. ``top_k, top_k_fused,
-        top_k_original, top_k_object, top_k_part`` (a class, and its probability by each branch);
+        ``photograph, error, class, familiarity, unknown``; with ``sure`` also `ANSWER`; for k = 1..
+        ``top_k, top_k_fused, top_k_original, top_k_object, top_k_part`` (a class, and its
+        probability by each branch);
         ``object_x0`` to ``object_y1``; for p = 0.. ``part_p_cluster, part_p_x0`` to ``part_p_y1``;
         and which rule stood in where object or parts were not to be found.
     """
@@ -200,6 +208,8 @@ def row(
         "familiarity": round(found.familiarity, 6),
         "unknown": found.familiarity <= accept_error,
     }
+    if sure is not None:
+        values |= zip(ANSWER, sure_answer(found.by_level, sure), strict=True)
     best = np.argsort(-found.probabilities["fused"], kind="stable")[:top]
     for rank, label in enumerate(best, start=1):
         values[f"top_{rank}"] = classes[label]
@@ -249,7 +259,7 @@ def drawings(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
     return {path: folder / name for path, name in names.items()}
 
 
-def columns(classifier: Classifier, top: int) -> list[str]:
+def columns(classifier: Classifier, top: int, sure: float | None = None) -> list[str]:
     """Names of the values of a `row`, in order."""
     best = range(1, min(top, len(classifier.classes)) + 1)
     tops = [[f"top_{k}", *(f"top_{k}_{name}" for name in ("fused", *BRANCHES))] for k in best]
@@ -259,6 +269,7 @@ def columns(classifier: Classifier, top: int) -> list[str]:
     ]
     return [
         *("photograph", "error", "class", "familiarity", "unknown"),
+        *(ANSWER if sure is not None else ()),
         *chain(*tops),
         *(f"object_{side}" for side in BOX),
         *chain(*parts),
@@ -285,6 +296,7 @@ def write_predictions(
     quiet: bool = False,
     accept_error: float = ACCEPTED,
     explain: Path | None = None,
+    sure: float | None = None,
 ) -> list[str]:
     """Write the rows of `predict` as .csv, .jsonl or, with any other ending, parquet.
 
@@ -300,6 +312,7 @@ def write_predictions(
         quiet: show no progress.
         accept_error: as in `predict`.
         explain: folder of explanations, or None.
+        sure: as in `predict`.
 
     Returns:
         What is wrong with photographs that could not be read.
@@ -311,7 +324,8 @@ def write_predictions(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(part.with_suffix(".lock"), timeout=0):
-            return _write(path, part, classifier, paths, top, overlay, quiet, accept_error, explain)
+            how = classifier, paths, top, overlay, quiet, accept_error, explain, sure
+            return _write(path, part, *how)
     except Timeout:
         raise OpamError(f"{path}: another prediction writes it; wait, or name another") from None
     except OSError as error:
@@ -328,6 +342,7 @@ def _write(
     quiet: bool,
     accept_error: float,
     explain: Path | None,
+    sure: float | None,
 ) -> list[str]:
     drawn = None if overlay is None else drawings(overlay, paths)
     explained = None if explain is None else drawings(explain, paths)
@@ -337,6 +352,7 @@ def _write(
         "overlay": overlay and readable(overlay),
         "accept_error": accept_error,
         "explain": explain and readable(explain),
+        "sure": sure,
     }
     done, end = _done(part, begun, paths)
     if done:
@@ -347,11 +363,11 @@ def _write(
         if not done:
             file.write(f"{json.dumps(begun)}\n")
         rest = paths[done:]
-        found = predict(classifier, rest, top, drawn, quiet, accept_error, explained)
+        found = predict(classifier, rest, top, drawn, quiet, accept_error, explained, sure)
         for each, row in zip(rest, found, strict=True):
             file.write(f"{json.dumps([_state(each), row])}\n")
             file.flush()
-    write_rows(path, _rows(part), columns(classifier, top))
+    write_rows(path, _rows(part), columns(classifier, top, sure))
     errors = [str(each["error"]) for each in _rows(part) if each["error"]]
     part.unlink()
     part.with_suffix(".lock").unlink(missing_ok=True)
@@ -412,8 +428,9 @@ def write_rows(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
 
 
 def _type(name: str) -> pa.DataType:
-    if name.endswith((*BOX, "_cluster")):
+    if name.endswith((*BOX, "_cluster", "answer_level")):
         return pa.int32()
     if name == "unknown":
         return pa.bool_()
-    return pa.float64() if name.endswith(("fused", "familiarity", *BRANCHES)) else pa.string()
+    numbers = ("fused", "familiarity", "answer_probability", *BRANCHES)
+    return pa.float64() if name.endswith(numbers) else pa.string()

@@ -201,6 +201,44 @@ def make_manifest(
     return manifest, classes
 
 
+def class_parents(
+    images: pd.DataFrame, coarse_labels: pd.DataFrame, classes: list[str]
+) -> list[list[str]]:
+    """The coarser label of each class, a list a level.
+
+    Args:
+        images: ``image_id`` and ``class_name`` of all photographs, those left out too: what they
+            say of a class holds.
+        coarse_labels: of a `datasets.dataset.Dataset`.
+        classes: in the order of the labels.
+
+    Returns:
+        From the finest level, one name a class. Where a level says nothing of a class, its label
+        of the level below stands there, or the class itself. Empty without coarser labels.
+
+    Raises:
+        OpamError: a class or coarser label with two labels at the level above.
+    """
+    class_of = images.set_index("image_id")["class_name"]
+    said = coarse_labels.assign(class_name=coarse_labels["image_id"].map(class_of))
+    levels: list[list[str]] = []
+    below = classes
+    for level in range(1, int(said["level"].max() if len(said) else 0) + 1):
+        finer_of = dict(zip(classes, below, strict=True))
+        parent_of: dict[str, str] = {}
+        of_level = said[said["level"] == level]
+        for name, label in zip(of_level["class_name"], of_level["label"], strict=True):
+            finer = finer_of[name]
+            if parent_of.setdefault(finer, label) != label:
+                raise OpamError(
+                    f"dataset: '{finer}' lies in '{parent_of[finer]}' and in '{label}' (level "
+                    f"{level} of the coarser labels), and has one parent; correct the labels"
+                )
+        below = [parent_of.get(finer, finer) for finer in below]
+        levels.append(below)
+    return levels
+
+
 def scaled(images: pd.DataFrame, keypoints: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Boxes and keypoints in pixels of the photographs as they are looked at.
 

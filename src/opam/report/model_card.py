@@ -16,7 +16,12 @@ def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -
     accuracy, fused = metrics["accuracy"], metrics["fused"]
     shares = branch_shares(bundle["fusion"]["weights"][FUSED])
     weights = ", ".join(f"{branch} {share:.0%}" for branch, share in shares.items())
-    rows = "\n".join(f"| {branch} | {value:.1%} |" for branch, value in accuracy.items())
+    levels = metrics.get("levels", {}).items()
+    coarser = {
+        f"fused, {name.replace('_', ' ')} ({level['names']} parents)": level["accuracy"]
+        for name, level in levels
+    }
+    rows = "\n".join(f"| {by} | {value:.1%} |" for by, value in {**accuracy, **coarser}.items())
     box = metrics.get("object_box")
     localisation = (
         f"The object box has IoU of at least 0.5 with the true one in {box['corloc']:.1%} of the "

@@ -4,7 +4,7 @@ Run: ``python -m opam.report.summary``.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
@@ -35,6 +35,14 @@ def terminal_table(title: str, headings: list[str], rows: list[list[str]]) -> Ta
     return table
 
 
+def level_words(level: dict[str, Any]) -> str:
+    """The figures of one level of parents in words, as metrics.json has them."""
+    words = f"{level['names']} parents, accuracy {level['accuracy']:.1%}"
+    if level["errors_within"] is None:
+        return words
+    return f"{words}; {level['errors_within']:.0%} of the wrong classes are of the right parent"
+
+
 def main() -> None:
     """Print the tables."""
     metrics = read_json(DATA / "metrics.json")
@@ -53,6 +61,8 @@ def main() -> None:
     chosen = f"Fusion weights ({fusion['rule']}), chosen on photographs held out"
     console.print(f"{chosen}: {fusion_weights(fusion)}")
     console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
+    for name, level in metrics.get("levels", {}).items():
+        console.print(f"{name.replace('_', ' ').capitalize()}: {level_words(level)}")
     if "object_box" in metrics:
         box = metrics["object_box"]
         console.print(f"Object box: CorLoc {box['corloc']:.1%}, mean IoU {box['mean_iou']:.2f}")

@@ -38,7 +38,8 @@ class Dataset:
             (half-open pixels, or missing).
         keypoints: ``image_id, part, x, y, visible``; empty where the set has none.
         coarse_labels: ``image_id, level`` (int from 1, the finest of them), ``label``; empty
-            where the set has none.
+            where the set has none. A class has one at each level, and so has a coarser label at
+            those above it.
         skipped: ``path`` in the archive and ``reason`` of every file that is left out unopened.
         layout: how the files were read, for people; empty where that goes without saying.
         listed: whether annotations name the photographs; else they are what folders hold, and
@@ -70,7 +71,8 @@ def dataset(
         skipped: as in `Dataset`.
 
     Raises:
-        OpamError: names of two classes differ in nothing but case and spaces.
+        OpamError: names of two classes, or two coarser labels of one level, differ in nothing but
+            case and spaces.
     """
     if boxes is None:
         boxes = pd.DataFrame(columns=["image_id", *GT_BOX])
@@ -85,7 +87,9 @@ def dataset(
         for table in (images, boxes, keypoints, coarse_labels)
     )
     images["class_name"] = images["class_name"].map(nfc)
-    _differ(images["class_name"].unique())
+    _differ("classes", images["class_name"].unique())
+    for _, labels in coarse_labels.groupby("level")["label"]:
+        _differ("coarser labels", labels.unique())
     images = images.merge(boxes, on="image_id", how="left")
     images[GT_BOX] = images[GT_BOX].astype("float64").round().astype("Int32")
     if "group" not in images:
@@ -98,14 +102,14 @@ def dataset(
     )
 
 
-def _differ(class_names: Iterable[str]) -> None:
-    """Classes that some file systems, and most people, take for one are refused."""
+def _differ(what: str, names: Iterable[str]) -> None:
+    """Names that some file systems, and most people, take for one are refused."""
     seen: dict[str, str] = {}
-    for name in sorted(class_names):
+    for name in sorted(names):
         other = seen.setdefault(" ".join(name.casefold().split()), name)
         if other != name:
             raise OpamError(
-                f"dataset: classes '{other}' and '{name}' differ only in case or spaces; "
+                f"dataset: {what} '{other}' and '{name}' differ only in case or spaces; "
                 "give them one name, or names that differ in more"
             )
 

@@ -1,4 +1,7 @@
-"""Photographs in class folders: ROOT/train/CLASS and ROOT/test/CLASS, or ROOT/CLASS."""
+"""Photographs in class folders: ROOT/train/CLASS and ROOT/test/CLASS, or ROOT/CLASS.
+
+Class folders may lie in folders of their parents: ROOT/PARENT/CLASS.
+"""
 
 import zipfile
 from dataclasses import replace
@@ -21,11 +24,14 @@ from opam.photographs.datasets.layout import (
     unwrap,
 )
 from opam.photographs.datasets.source import take_over
-from opam.photographs.decoding.archive import inside
+from opam.photographs.decoding.archive import inside, nfc
 from opam.pipeline.errors import OpamError
 
 EXPECTED = "expected are CLASS/ folders of photographs, or train/CLASS/ and test/CLASS/"
 TABLES = {".csv", ".tsv", ".parquet"}
+
+Row = tuple[str, str, str | None]
+"""``image_id, class_name, parent`` of a file; no parent where class folders lie in none."""
 
 
 def fetch(raw: Path, source: Path | None) -> Path:
@@ -45,15 +51,17 @@ def read(raw: zipfile.Path) -> Dataset:
     """List the files of the class folders, whatever their endings.
 
     Splits are told by the words in the folders' names (`datasets.layout`); single folders
-    around the classes or the splits do not count. Nothing is guessed: what could be meant
-    otherwise is refused.
+    around the classes or the splits do not count. Where the folders hold only folders, they are
+    the parents of the classes in them. Nothing is guessed: what could be meant otherwise is
+    refused.
 
     Args:
         raw: the folder.
 
     Raises:
-        OpamError: no class folder; one without files, or with folders in it; folders named as
-            splits among class folders; train or test missing, or there twice.
+        OpamError: no class folder; one without files, or with folders beside them; folders that
+            hold only folders beside class folders, or one folder each; a class in two of them;
+            folders named as splits among class folders; train or test missing, or there twice.
     """
     whole, _ = read_tree(raw)
     every = all_files(whole, PurePosixPath())
@@ -64,20 +72,51 @@ def read(raw: zipfile.Path) -> Dataset:
             "that took these for no folders; give the archive itself, or unpack it anew"
         )
     top, at = unwrap(whole, PurePosixPath())
-    names = list(folders(top))
     looked_through = inside(raw, at)
     if _by_split(top, looked_through):
         rows, layout = _split_rows(top, looked_through)
         layout = f"splits: {layout}"
     else:
         rows = [(*row, None) for row in _class_rows(top, PurePosixPath(), looked_through)]
-        layout = f"class folders without splits: {len(names)} in {looked_through}"
-    images = pd.DataFrame(rows, columns=["image_id", "class_name", "split"])
+        found = len({class_name for _, class_name, *_ in rows})
+        layout = f"class folders without splits: {found} in {looked_through}"
+    images = pd.DataFrame(rows, columns=["image_id", "class_name", "parent", "split"])
+    nested = images.dropna(subset="parent")
+    if len(nested):
+        _check_parents(nested, looked_through)
+        layout += f"; in the folders of {nested['parent'].nunique()} parents"
     images["path"] = [f"{looked_through}{image_id}" for image_id in images["image_id"]]
     listed = {at / image_id for image_id in images["image_id"]}
     beside = [str(name) for name in every if name not in listed]
-    data = dataset(images, skipped=skipped_files(beside, UNEXPECTED))
+    data = dataset(
+        images.drop(columns="parent"),
+        coarse_labels=nested.rename(columns={"parent": "label"}).assign(level=1),
+        skipped=skipped_files(beside, UNEXPECTED),
+    )
     return replace(data, layout=layout, listed=False)
+
+
+def _check_parents(nested: pd.DataFrame, folder: zipfile.Path) -> None:
+    """Folders in folders are refused where they are hardly classes in their parents.
+
+    Args:
+        nested: ``class_name, parent`` of every file below a parent.
+        folder: where they lie.
+
+    Raises:
+        OpamError: a class lies in two parents (a year, say), or each parent holds one class.
+    """
+    for name, own in nested.groupby("class_name")["parent"]:
+        first, *others = own.unique()
+        if others:
+            raise OpamError(
+                f"{folder}: '{name}' lies in '{first}' and in '{others[0]}', and a class has one "
+                "parent; give each a name of its own, or put all photographs of a class into one "
+                "CLASS/ folder"
+            )
+    if (nested.groupby("parent")["class_name"].nunique() == 1).all():
+        parent, name = nested[["parent", "class_name"]].iloc[0]
+        raise OpamError(_only_folders(folder / parent, [name]))
 
 
 def _by_split(top: Tree, folder: zipfile.Path) -> bool:
@@ -105,8 +144,8 @@ def _by_split(top: Tree, folder: zipfile.Path) -> bool:
     return True
 
 
-def _split_rows(top: Tree, folder: zipfile.Path) -> tuple[list[tuple[str, str, str | None]], str]:
-    """``image_id, class_name, split`` of every file in train, val and test; and which they are."""
+def _split_rows(top: Tree, folder: zipfile.Path) -> tuple[list[tuple[*Row, str | None]], str]:
+    """`Row` and split of every file in train, val and test; and which they are."""
     name_of: dict[str, str] = {}
     for name in folders(top):
         split = str(split_of(name))
@@ -131,7 +170,7 @@ def _split_rows(top: Tree, folder: zipfile.Path) -> tuple[list[tuple[str, str, s
             f"{folder}: has {found}, and the name of {name_of['train']}/ says that it holds val "
             "too; remove one"
         )
-    rows: list[tuple[str, str, str | None]] = []
+    rows: list[tuple[*Row, str | None]] = []
     read_as = []
     for split in ("train", "val", "test"):
         if split in name_of:
@@ -142,10 +181,23 @@ def _split_rows(top: Tree, folder: zipfile.Path) -> tuple[list[tuple[str, str, s
     return rows, ", ".join(read_as)
 
 
-def _class_rows(tree: Tree, at: PurePosixPath, folder: zipfile.Path) -> list[tuple[str, str]]:
-    """``image_id, class_name`` of every file in class folders, by class, then name."""
+def _class_rows(tree: Tree, at: PurePosixPath, folder: zipfile.Path) -> list[Row]:
+    """Of every file in class folders, by class, then name; parents in order where there are any."""
+    tops = _class_folders(tree, inside(folder, at))
+    deeper = [name for below in tops.values() for name in folders(below)]
+    if not deeper or any(map(files, tops.values())) or any(map(is_plain, deeper)):
+        return [(*row, None) for row in _files_of_classes(tops, at, folder)]
+    rows: list[Row] = []
+    for parent, below in tops.items():
+        classes = _class_folders(below, inside(folder, at / parent))
+        found = _files_of_classes(classes, at / parent, folder)
+        rows += [(*row, nfc(parent)) for row in found]
+    return rows
+
+
+def _class_folders(tree: Tree, where: zipfile.Path) -> dict[str, Tree]:
+    """The folders in one that classes are expected in, none of them a split."""
     classes = folders(tree)
-    where = inside(folder, at)
     if not classes:
         raise OpamError(f"{where}: holds no class folders; put photographs into CLASS/ folders")
     plain = [name for name in classes if is_plain(name)]
@@ -156,13 +208,18 @@ def _class_rows(tree: Tree, at: PurePosixPath, folder: zipfile.Path) -> list[tup
             f"{where / plain[0]}: is named as the {split_of(plain[0])} split, {beside}; {EXPECTED}"
             ": move it, or give a class another name"
         )
+    return classes
+
+
+def _files_of_classes(
+    classes: dict[str, Tree], at: PurePosixPath, folder: zipfile.Path
+) -> list[tuple[str, str]]:
+    """``image_id, class_name`` of every file in class folders that hold nothing but files."""
+    where = inside(folder, at)
     for name, tree_of_class in classes.items():
         deeper, own = list(folders(tree_of_class)), files(tree_of_class)
         if deeper and not own:
-            raise OpamError(
-                f"{where / name}: a class folder that holds only folders ({_some(deeper)}); "
-                f"{EXPECTED}: move what is in them, or remove {name}/"
-            )
+            raise OpamError(_only_folders(where / name, deeper))
         if deeper:
             raise OpamError(
                 f"{where / name}: a class folder that holds {len(own)} files and folders beside "
@@ -172,10 +229,18 @@ def _class_rows(tree: Tree, at: PurePosixPath, folder: zipfile.Path) -> list[tup
         if not own:
             raise OpamError(f"{where / name}: holds no photographs; add some or remove the folder")
     return [
-        (str(at / name / file), name)
+        (str(at / name / file), nfc(name))
         for name, tree_of_class in classes.items()
         for file in files(tree_of_class)
     ]
+
+
+def _only_folders(where: zipfile.Path, names: list[str]) -> str:
+    return (
+        f"{where}: a class folder that holds only folders ({_some(names)}); {EXPECTED}, or all of "
+        f"them as PARENT/CLASS/ with several in a parent: move what is in them, or remove "
+        f"{where.name}/"
+    )
 
 
 def _some(names: list[str]) -> str:
