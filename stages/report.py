@@ -4,6 +4,7 @@ Run by itself: ``python stages/report.py``; without data/comparison.json it leav
 out.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pandas as pd
 import yaml
 
 from opam.evaluation.lineage import lineage, looks_at
-from opam.evaluation.scores import read_scores
-from opam.method.fusion import branch_answers
+from opam.evaluation.scores import held_out_answers, read_scores
+from opam.method.fusion import FusionParams, branch_answers
 from opam.method.objects import ObjectParams
 from opam.method.parts import PartParams
 from opam.photographs.decoding.images import Photographs
@@ -32,6 +33,7 @@ from opam.pipeline.revision import tracked_params
 from opam.pipeline.stage import run
 from opam.report.page import gallery, tables
 from opam.report.page.copies import copy_groups
+from opam.report.page.doubts import doubt_pictures, doubted_labels
 from opam.report.page.levels import level_rows, levels
 from opam.report.page.render import render
 
@@ -62,6 +64,16 @@ def read_duplicates() -> pd.DataFrame:
     path = DATA / "duplicates.csv"
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False).astype({"group": int})
+    except FileNotFoundError:
+        raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
+
+
+def read_doubts() -> pd.DataFrame:
+    """The labels that `doubt_labels` lists; whatever a class is called, its name is text."""
+    path = DATA / "doubtful_labels.csv"
+    text = dict.fromkeys(("image_id", "path", "split", "label", "suggested"), str)
+    try:
+        return pd.read_csv(path, dtype=text, keep_default_na=False)
     except FileNotFoundError:
         raise OpamError(f"{path}: not found; run `dvc repro` to make it") from None
 
@@ -112,7 +124,13 @@ def main() -> None:
         read_params("parts", PartParams),
         execution,
     )
-    written = set(gallery.write_pieces(OUT, details))
+    listed = read_doubts()
+    scores = read_params("fusion", FusionParams).scores
+    answered = held_out_answers(DATA / "scores", scores, fusion)
+    doubts = doubted_labels(listed, *answered, manifest.set_index("image_id"), classes)
+    # Behind the photographs of test, in the same files.
+    pictures = doubt_pictures(doubts, photographs)
+    written = set(gallery.write_pieces(OUT, chain(details, pictures)))
     training = gallery.training_photographs(
         manifest.set_index("image_id"),
         tables.choose_training(manifest, TRAINING),
@@ -145,6 +163,8 @@ def main() -> None:
         "classes": classes,
         "copies": copy_groups(duplicates, photographs),
         "copy_counts": {"photographs": len(duplicates), "groups": duplicates["group"].nunique()},
+        "doubts": doubts,
+        "doubt_counts": {"listed": len(listed), "sure": int(listed["above_threshold"].sum())},
         "branches": list(answers),
         "metrics": metrics,
         "level_rows": level_rows(metrics, len(classes)),

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from small_project import PYTHON, ROOT, small_params
 
+from opam.evaluation.doubts import doubtful_labels
 from opam.evaluation.hierarchy import level_figures
 from opam.method.fusion import BRANCHES, FUSED, PROBE, fuse_named
 from opam.photographs.duplicates import COLUMNS
@@ -113,8 +114,33 @@ def make_up_run(
     neurons = {"response": "bn2", "clusters": 2, "cluster_of_neuron": [0, 1, 0, 1]}
     write_json(data / "neuron_clusters.json", neurons)
 
-    scores = pd.DataFrame({"image_id": test_ids, "split": "test", "label": labels[:count]})
-    own = {name: unit_rows(rng, count, len(classes)) for name in FUSED_WEIGHTS}
+    own = write_scores(data, manifest[["image_id", "split", "label"]], rng)
+    write_doubts(data, manifest, fuse_named(own, FUSED_WEIGHTS, "product"))
+    own = {name: each[:count] for name, each in own.items()}
+    *by_branch, fused = (fuse_named(own, each, "product") for each in FUSION["weights"].values())
+    answers = dict(zip(BRANCHES, (each.argmax(1) for each in by_branch), strict=True))
+    predictions = manifest[["image_id", "split", "label"]].head(count)
+    predictions = predictions.assign(
+        **answers,
+        fused=fused.argmax(1),
+        confidence=fused.max(1),
+        probabilities=list(fused.astype(np.float32)),
+    )
+    write_table(data / "predictions.parquet", "predictions", predictions)
+    write_figures(data)
+    if levels:
+        metrics = read_json(data / "metrics.json")
+        figures = level_figures(fused, labels[:count], levels[0], 100, 0)
+        write_json(data / "metrics.json", metrics | {"levels": {"level_1": figures}})
+    return folder
+
+
+def write_scores(
+    data: Path, scores: pd.DataFrame, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """What networks and probes say of all photographs, as if none was fitted on any."""
+    classes = scores["label"].max() + 1
+    own = {name: unit_rows(rng, len(scores), classes) for name in FUSED_WEIGHTS}
     for name in ("original", "object"):
         table = scores.assign(probabilities=list(own[name]))
         write_table(data / f"scores/{name}.parquet", "scores", table)
@@ -128,21 +154,18 @@ def make_up_run(
     ]
     table = pd.concat(tables).sort_values(["image_id", "name"])
     write_table(data / "scores/probes.parquet", "probe_scores", table)
-    *by_branch, fused = (fuse_named(own, each, "product") for each in FUSION["weights"].values())
-    answers = dict(zip(BRANCHES, (each.argmax(1) for each in by_branch), strict=True))
-    predictions = scores.assign(
-        **answers,
-        fused=fused.argmax(1),
-        confidence=fused.max(1),
-        probabilities=list(fused.astype(np.float32)),
-    )
-    write_table(data / "predictions.parquet", "predictions", predictions)
-    write_figures(data)
-    if levels:
-        metrics = read_json(data / "metrics.json")
-        figures = level_figures(fused, labels[:count], levels[0], 100, 0)
-        write_json(data / "metrics.json", metrics | {"levels": {"level_1": figures}})
-    return folder
+    return own
+
+
+def write_doubts(data: Path, manifest: pd.DataFrame, probabilities: np.ndarray) -> None:
+    training = (manifest["split"] == "train").to_numpy()
+    rows = manifest[training].reset_index(drop=True)
+    found = doubtful_labels(probabilities[training], rows["label"].to_numpy())
+    classes = rows["class_name"].to_numpy()
+    own = rows.loc[found["row"], ["image_id", "path", "split"]].reset_index(drop=True)
+    table = own.assign(label=classes[found["row"]], suggested=classes[found["suggested"]])
+    table = pd.concat([table, found.drop(columns=["row", "suggested"])], axis=1)
+    write_csv(data / "doubtful_labels.csv", table)
 
 
 def write_figures(data: Path) -> None:

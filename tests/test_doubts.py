@@ -9,7 +9,7 @@ import pytest
 import yaml
 from small_project import PYTHON, ROOT
 
-from opam.evaluation.doubts import doubtful_labels
+from opam.evaluation.doubts import doubtful_labels, most_alike
 from opam.method.fusion import FUSED
 from opam.pipeline.artifacts import write_json, write_table
 
@@ -40,6 +40,18 @@ def test_a_class_that_is_told_badly_doubts_less() -> None:
 def test_nothing_is_doubted_where_all_agree_or_nothing_is_there() -> None:
     assert doubtful_labels(np.eye(3), np.arange(3)).empty
     assert doubtful_labels(np.zeros((0, 3)), np.zeros(0, dtype=np.int64)).empty
+
+
+def test_the_most_alike_are_alike_in_all_classes_and_not_in_the_first_alone() -> None:
+    said = np.array([[0.9, 0.09, 0.01], [0.9, 0.01, 0.09], [0.7, 0.27, 0.03], [0.9, 0.09, 0.01]])
+    assert most_alike(said, 0, np.arange(4), 2).tolist() == [3, 2]
+    assert most_alike(said, 0, np.array([1, 2]), 9).tolist() == [2, 1]
+    assert most_alike(said, 0, np.array([0]), 9).tolist() == []
+    # Literally: logarithms less their mean over the classes, and Euclid's distance.
+    centred = np.log(said) - np.log(said).mean(1, keepdims=True)
+    distances = np.linalg.norm(centred - centred[1], axis=1)
+    others = [row for row in np.argsort(distances, kind="stable").tolist() if row != 1]
+    assert most_alike(said, 1, np.arange(4), 3).tolist() == others
 
 
 CLASSES = ["owl", "wren"]

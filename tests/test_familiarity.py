@@ -60,12 +60,28 @@ def test_photographs_of_one_group_are_judged_without_each_other(means: np.ndarra
     labels = np.arange(60) % CLASSES
     features = drawn(labels, means, 7)
     twice, both = np.repeat(features, 2, axis=0), np.repeat(labels, 2)
-    alone = fit_familiarity(lambda: [features], labels, CLASSES, seed=0)
     groups = np.repeat(np.arange(60), 2)
     together = fit_familiarity(lambda: [twice], both, CLASSES, seed=0, groups=groups)
     apart = fit_familiarity(lambda: [twice], both, CLASSES, seed=0)
-    assert abs(together.known.median() - alone.known.median()) < 0.1
-    assert apart.known.median() > together.known.median()
+    new = torch.from_numpy(drawn(np.arange(600) % CLASSES, means, 8)[:, 0])
+    assert together(new).mean() == pytest.approx(0.5, abs=0.1)
+    assert apart(new).mean() < 0.3  # each was judged by its own copy, and no new one has any
+
+
+def test_a_photograph_is_as_familiar_as_the_less_familiar_of_two_scores(
+    means: np.ndarray, fitted: Familiarity
+) -> None:
+    new = torch.from_numpy(drawn(np.arange(40) % (2 * CLASSES), means, 9)[:, 0])
+    # Literally, of the very means: a cosine, and a squared distance to the centre less one to them.
+    whitened = (new - fitted.centre) @ fitted.whitening
+    middles = fitted.lengths[:, None] * fitted.directions
+    cosine = torch.cosine_similarity(whitened[:, None], middles[None], dim=2).amax(1)
+    distances = (whitened[:, None] - middles[None]).square().sum(2)
+    relative = (whitened.square().sum(1, keepdim=True) - distances).amax(1) / 2
+    standardised = (torch.stack([cosine, relative], 1) - fitted.mean) / fitted.spread
+    least = standardised.amin(1)
+    expected = (fitted.known[None] <= least[:, None]).float().mean(1)
+    torch.testing.assert_close(fitted(new), expected, atol=0.005, rtol=0)
 
 
 def test_a_class_of_one_photograph_judges_nobody() -> None:
@@ -73,7 +89,7 @@ def test_a_class_of_one_photograph_judges_nobody() -> None:
     labels = np.array([0] * 4 + [1] * 4 + [2])
     found = fit_familiarity(lambda: [features], labels, 4, seed=0)  # and of class 3 there is none
     assert len(found.known) == 8
-    assert len(found.directions) == 3
+    assert len(found.directions) == len(found.lengths) == 3
     assert found(torch.zeros(2, 3)).isfinite().all()
     alone = fit_familiarity(lambda: [features], np.arange(9), 9, seed=0)
     assert len(alone.known) == 0

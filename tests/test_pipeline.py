@@ -248,7 +248,7 @@ CODE: dict[str, list[str]] = {
     "evaluation/hierarchy": ["evaluate", "compare", "report"],
     "evaluation/lineage": ["evaluate", "report", *BUNDLED],
     "evaluation/metrics": ["evaluate", "compare", *SHOWN],
-    "evaluation/doubts": ["doubt_labels"],
+    "evaluation/doubts": ["doubt_labels", "report"],
     "evaluation/scores": ["fuse", "doubt_labels", "evaluate", "report"],
     "method/alignment": ["align_parts", "compare"],
     "method/colocalization": ["colocalize", *BUNDLED],

@@ -19,11 +19,14 @@ from made_up_run import make_up_run, report
 from PIL import Image
 from small_project import Undisturbed, digests
 
+from opam.evaluation.doubts import doubtful_labels
 from opam.method.parts import PartParams, score_parts, select_parts
 from opam.photographs.decoding.images import read_image
 from opam.pipeline.artifacts import BOX, read_json, read_table
+from opam.pipeline.errors import OpamError
 from opam.report.page import figures, tables
 from opam.report.page.copies import GROUPS, MEMBERS, copy_groups
+from opam.report.page.doubts import ALIKE, SHOWN, doubted_labels
 from opam.report.page.gallery import PIECE, write_pieces
 from opam.report.page.photographs import LONGEST_SIDE, candidate_table, packed_map
 from opam.report.page.render import compact_json
@@ -155,9 +158,13 @@ def piece(folder: Path, number: int) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_it_holds_what_the_stages_found(data: Path, predictions: pd.DataFrame) -> None:
     folder = data / "report"
-    pieces = range(math.ceil(len(predictions) / PIECE))
+    doubts = pd.read_csv(data / "doubtful_labels.csv")
+    doubted = min(SHOWN, len(doubts))
+    pieces = range(math.ceil((len(predictions) + doubted) / PIECE))
     details = [each for number in pieces for each in piece(folder, number)]
-    assert len(details) == len(predictions)
+    assert len(details) == len(predictions) + doubted
+    assert all([*each] == ["pictures"] for each in details[len(predictions) :])
+    details = details[: len(predictions)]
     parts = read_table(data / "aligned_parts.parquet", "aligned_parts").set_index("image_id")
     proposals = read_table(data / "proposals.parquet", "proposals").set_index("image_id")
     saliency = read_table(data / "saliency.parquet", "saliency").set_index("image_id")
@@ -525,6 +532,89 @@ def test_conflicts_come_first_and_few_copies_are_shown(tmp_path: Path) -> None:
     assert len(found[0]["photographs"]) == MEMBERS
     assert found[1]["photographs"][0]["image_id"] == "1/0"
     assert copy_groups(table.head(0), read_image) == []
+
+
+def test_beside_a_doubted_label_stand_photographs_against_it_and_for_it() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 50)
+    said = rng.dirichlet(np.full(3, 0.5), 150)
+    ids = [f"train/{n:03}.jpg" for n in range(150)]
+    images = pd.DataFrame({"image_id": ids, "split": "train", "label": labels})
+    manifest = images.assign(path=images["image_id"], width=4, height=3).set_index("image_id")
+    classes = ["owl", "NA", "wren"]
+    found = doubtful_labels(said, labels)
+    listed = pd.DataFrame(
+        {
+            "image_id": [ids[row] for row in found["row"]],
+            "label": [classes[labels[row]] for row in found["row"]],
+            "suggested": [classes[label] for label in found["suggested"]],
+        }
+    )
+    shown = doubted_labels(listed, images, said, manifest, classes)
+    assert len(listed) > SHOWN
+    assert [each["photograph"]["image_id"] for each in shown] == listed["image_id"][:SHOWN].tolist()
+    for each in shown:
+        own = each["photograph"]["image_id"]
+        for beside, name in ((each["against"], each["suggested"]), (each["for"], each["label"])):
+            assert len(beside) == ALIKE
+            assert own not in [other["image_id"] for other in beside]
+            names = {classes[manifest["label"][other["image_id"]]] for other in beside}
+            assert names == {name}
+    # Others are not as a list of older scores knows them.
+    with pytest.raises(OpamError, match=r"doubtful_labels\.csv: train/.*dvc repro doubt_labels"):
+        doubted_labels(listed, images[:0], said[:0], manifest, classes)
+
+
+def test_doubted_labels_are_in_the_page(tmp_path: Path) -> None:
+    folder = make_up_run(tmp_path, len(EVIL_IDS), EVIL_CLASSES, EVIL_IDS)
+    done = report(folder)
+    assert done.returncode == 0, done.stderr
+    listed = pd.read_csv(folder / "data/doubtful_labels.csv")
+    assert EVIL in {*listed["label"], *listed["suggested"]}
+    html = (folder / "data/report/index.html").read_text()
+    section = html[html.index('<section id="doubts"') : html.index('<section id="copies"')]
+    assert section.count('<li class="pair"') == len(listed)
+    assert EVIL not in section
+    assert [section.index(name) for name in listed["image_id"]] == sorted(
+        section.index(name) for name in listed["image_id"]
+    )
+    pictures = piece(folder / "data/report", 0)[len(EVIL_IDS) :]
+    assert len(pictures) == len(listed)
+    for number, each in enumerate(pictures):
+        drawn = [Image.open(io.BytesIO(base64.b64decode(one))) for one in each["pictures"]]
+        assert {image.size for image in drawn} == {(40, 30)}
+        assert section.count(f'data-doubt="{number}"') == len(drawn) >= 2
+    write = listed.head(0).to_csv(index=False)
+    (folder / "data/doubtful_labels.csv").write_text(write)
+    assert report(folder).returncode == 0
+    assert "No label is doubted." in (folder / "data/report/index.html").read_text()
+    (folder / "data/doubtful_labels.csv").unlink()
+    done = report(folder)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: data/doubtful_labels.csv: not found")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1280])
+def test_doubted_labels_are_shown_at_any_width(tmp_path: Path, open_page: Open, width: int) -> None:
+    folder = make_up_run(tmp_path / "doubts", len(EVIL_IDS), EVIL_CLASSES, EVIL_IDS)
+    assert report(folder).returncode == 0
+    listed = pd.read_csv(folder / "data/doubtful_labels.csv")
+    page = open_page(folder / "data/report", width=width)
+    page.focus("a[href='#doubts']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "doubts"
+    first = listed.iloc[0]
+    title = page.inner_text("#doubt-1 h3")
+    assert title == f"1. Labelled {first['label']}, looks like {first['suggested']}"
+    assert page.inner_text("#doubt-1 .name") == f"{first['image_id']}, train"
+    assert f"{first['suggested_probability']:.1%}" in page.inner_text("#doubt-1 dl")
+    for image in page.locator("#doubts img").all():
+        image.scroll_into_view_if_needed()
+    loaded = "[...document.querySelectorAll('#doubts img')].map((each) => each.naturalWidth)"
+    page.wait_for_function(f"{loaded}.every((width) => width === 40)")
+    assert page.evaluate(OVERFLOW) <= 0
+    assert violations(page) == []
 
 
 @pytest.mark.slow

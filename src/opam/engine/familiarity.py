@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from opam.engine.crops.cutting import Read
 from opam.engine.discriminant.analysis import CPU, Features, Statistics, hold_out
-from opam.networks.familiarity import Familiarity, nearness
+from opam.networks.familiarity import Familiarity, nearness, scores
 from opam.photographs.decoding.images import bounded_size, resized
 from opam.pipeline.artifacts import BOX
 
@@ -37,21 +37,27 @@ def fit_familiarity(
     without = {number: _whitened(statistics) for number, statistics in held.without.items()}
     found = []
     for rows, boxes in held.first_views(features(), device):
-        near = torch.zeros(len(boxes), device=device)
-        for number, (centre, whitening, directions) in without.items():
+        both = torch.zeros(len(boxes), 2, device=device)
+        for number, (centre, whitening, directions, lengths) in without.items():
             own = torch.from_numpy(held.fold[rows] == number).to(device)
-            near[own] = nearness((boxes[own] - centre) @ whitening, directions)
-        found.append(near.cpu().numpy())
-    known = np.sort(np.concatenate(found)[held.known])
-    centre, whitening, directions = _whitened(held.whole)
-    made = Familiarity(len(centre), len(directions), len(known))
+            both[own] = scores((boxes[own] - centre) @ whitening, directions, lengths)
+        found.append(both.cpu())
+    judged = torch.cat(found)[torch.from_numpy(held.known)]
+    centre, whitening, directions, lengths = _whitened(held.whole)
+    made = Familiarity(len(centre), len(directions), len(judged))
     state = {
         "centre": held.centre + centre * held.spread,
         "whitening": whitening / held.spread[:, None],
         "directions": directions,
-        "known": torch.from_numpy(known),
+        "lengths": lengths,
     }
-    made.load_state_dict({name: value.float() for name, value in state.items()})
+    if len(judged):
+        mean, spread = judged.mean(0), judged.std(0, correction=0)
+        spread[spread == 0] = 1.0  # of one photograph, or of one class
+        known = nearness(judged, mean, spread).sort().values
+        state |= {"mean": mean, "spread": spread, "known": known}
+    kept = {**made.state_dict(), **state}
+    made.load_state_dict({name: value.float() for name, value in kept.items()})
     return made.eval()
 
 
@@ -89,10 +95,11 @@ def picture_of(photograph: np.ndarray, box: Any) -> bytes:
     return written.tobytes()
 
 
-def _whitened(statistics: Statistics) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The classes' centre, D; D x D that whitens; the classes' directions, unit C x D."""
+def _whitened(statistics: Statistics) -> tuple[torch.Tensor, ...]:
+    """The classes' centre, D; D x D that whitens; directions of their means, C x D; lengths, C."""
     means = statistics.means[statistics.there]
     middle = means.mean(0)
     scale = statistics.shrunk(SHRINKAGE).rsqrt()
-    directions = normalize((means - middle) * scale)
-    return statistics.vectors @ middle, statistics.vectors * scale, directions
+    apart = (means - middle) * scale
+    where = statistics.vectors @ middle, statistics.vectors * scale
+    return *where, normalize(apart), apart.norm(dim=1)

@@ -18,6 +18,8 @@ worst are those that speak least for their label: with the least p(i|x) - p(j|x)
 import numpy as np
 import pandas as pd
 
+from opam.method.fusion import logarithms
+
 
 def doubtful_labels(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Photographs whose most probable class is not their label, worst first.
@@ -50,3 +52,26 @@ def doubtful_labels(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFra
     )
     worst = np.argsort(own - found, kind="stable")
     return table.iloc[worst][suggested[worst] != labels[worst]].reset_index(drop=True)
+
+
+def most_alike(probabilities: np.ndarray, row: int, among: np.ndarray, most: int) -> np.ndarray:
+    """Photographs that were answered most like one, nearest first.
+
+    Nearest by Aitchison's distance (The Statistical Analysis of Compositional Data, 1986): between
+    logarithms of probabilities less their mean over the classes. A linear classifier's logits are
+    these, so it looks at all that the classifier told classes by, not at its first answer alone.
+
+    Args:
+        probabilities: float N x C.
+        row: of the one.
+        among: int M, rows of those that are compared; the one itself is left out.
+        most: so many at most.
+
+    Returns:
+        Rows, int of at most ``most``.
+    """
+    among = among[among != row]
+    logs = logarithms(probabilities[[row, *among]])
+    logs -= logs.mean(1, keepdims=True)
+    distances = np.square(logs[1:] - logs[0]).sum(1)
+    return among[np.argsort(distances, kind="stable")[:most]]

@@ -1,12 +1,13 @@
 """The tables of scores, as fusion takes them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from opam.method.fusion import PROBE
+from opam.method.fusion import FUSED, PROBE, fuse_named
 from opam.pipeline.artifacts import read_table
 
 
@@ -50,3 +51,34 @@ def read_scores(
         for name, table in chosen.items()
     }
     return images, scores
+
+
+def held_out_answers(
+    folder: Path, of: Literal["all", "networks", "probes"], fusion: Mapping[str, Any]
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """What is said of photographs of train and val by what was not fitted on them.
+
+    Fused where networks are discriminants; the probes', alike, where networks were trained on
+    train; of val alone where there are no probes, either. Of test none.
+
+    Args:
+        folder: as of `read_scores`.
+        of: whose scores are fused.
+        fusion: what data/fusion.json holds.
+
+    Returns:
+        N photographs as `read_scores` gives them; probabilities, float64 N x C.
+
+    Raises:
+        OpamError: as `read_table`.
+    """
+    images, scores = read_scores(folder, of)
+    weights, rule = fusion["weights"][FUSED], fusion["rule"]
+    if not (images["split"] == "train").any():
+        of_probes, by_probes = read_scores(folder, "probes")
+        if by_probes and (of_probes["split"] == "train").any():
+            images, scores, rule = of_probes, by_probes, "product"
+            weights = dict.fromkeys(scores, 1 / len(scores))
+    ours = (images["split"] != "test").to_numpy()
+    own = {name: each[ours] for name, each in scores.items()}
+    return images[ours].reset_index(drop=True), fuse_named(own, weights, rule)

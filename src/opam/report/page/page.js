@@ -644,6 +644,15 @@ function showTraining() {
   );
 }
 
+/** Pictures of doubted labels lie behind those of the gallery's photographs, in the same files. */
+function showDoubts() {
+  for (const image of byId("doubts").querySelectorAll("[data-doubt]")) {
+    const index = photographs.ids.length + Number(image.dataset.doubt);
+    const place = Number(image.dataset.picture);
+    loadWhenSeen(image, () => details(index).then((found) => jpeg(found.pictures[place])));
+  }
+}
+
 function showLegend() {
   const clusters = new Set(photographs.parts.flat().map((part) => part[4]));
   const entry = (kind, text) =>
@@ -735,6 +744,7 @@ function start() {
   showPairs();
   showExciting();
   showTraining();
+  showDoubts();
   listen();
   readAddress();
 }
