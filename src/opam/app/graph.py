@@ -215,7 +215,11 @@ def find_box(common: torch.Tensor, height: int, width: int, threshold: float) ->
 
 
 def largest_region(salient: torch.Tensor) -> torch.Tensor:
-    """The largest 8-connected region: 1 and 0, float 1 x 1 x rows x columns of bool rows x columns."""
+    """The largest 8-connected region of bool rows x columns.
+
+    Returns:
+        float 1 x 1 x rows x columns, 1 inside and 0 outside.
+    """
     inside = salient.float()[None, None]
     numbers = torch.arange(1, salient.numel() + 1).view(inside.shape).float()
     for _ in range(STEPS):

@@ -16,6 +16,7 @@ from opam.app.onnx_export import as_onnx, need
 from opam.app.predict import find_photographs
 from opam.photographs.decoding.images import read_photograph
 from opam.pipeline.artifacts import atomic
+from opam.pipeline.errors import OpamError
 
 SIDES = torch.export.Dim("height", min=1, max=65535), torch.export.Dim("width", min=1, max=65535)
 """Of a photograph, in pixels."""
@@ -41,9 +42,11 @@ def export_graph(bundle: Path, out: Path, calibrate: Path | None = None) -> None
         calibrate: photographs, or a folder of them, by which ranges of INT8 are chosen; None: FP32.
 
     Raises:
-        OpamError: a package is missing, there are no photographs or one cannot be read, or the
-            bundle's networks were trained (`Graph`).
+        OpamError: ``out`` ends otherwise, a package is missing, there are no photographs or one
+            cannot be read, or the bundle's networks were trained (`Graph`).
     """
+    if out.suffix != ".onnx":
+        raise OpamError(f"{out}: name a file that ends in .onnx")
     need("onnx", "onnxscript", *(["onnxruntime"] if calibrate else []))
     photographs = find_photographs([calibrate])[0] if calibrate else []
     classifier = Classifier.load(bundle, "cpu")
