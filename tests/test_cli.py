@@ -20,7 +20,7 @@ from opam.pipeline.errors import OpamError
 from opam.pipeline.params import SECTIONS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("predict", "serve", "export-onnx", "show", "params", "doctor")
+COMMANDS = ("predict", "serve", "export-onnx", "export", "show", "params", "doctor")
 PLAIN = {"TERM": "dumb", "COLUMNS": "80", "NO_COLOR": "1"}
 
 

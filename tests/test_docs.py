@@ -102,6 +102,9 @@ ELSEWHERE = {
     "python benchmarks/serving.py": "two minutes; test_serve.py",
     "opam --install-completion": "test_cli.py",
     "opam export-onnx": "test_onnx_export.py",
+    ".venv/bin/opam export data/opam.onnx": "wants discriminants; test_graph.py",
+    ".venv/bin/opam export data/opam-int8.onnx --calibrate photographs/": "test_graph.py",
+    "python benchmarks/export.py": "half an hour; test_graph.py",
     "make ablation": "hours; test_ablation.py",
     "sbatch --nodes 8 --ntasks-per-node 1 --cpus-per-task 32 docs/ray.sbatch": "wants Slurm",
     "srun --nodes 2 --ntasks-per-node 1 python stages/network_by_training.py classnet": (

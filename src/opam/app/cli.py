@@ -166,6 +166,22 @@ def export_onnx(
         print(path)
 
 
+@app.command(rich_help_panel="With a trained bundle")
+def export(
+    out: Annotated[Path, typer.Argument(help="the file, .onnx")],
+    bundle: Bundle = BUNDLE,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="INT8, by ranges on these photographs, a folder; else FP32"),
+    ] = None,
+) -> None:
+    """Write a pipeline of discriminants as one ONNX file: photograph in, answer and box out."""
+    from opam.app.graph_export import export_graph
+
+    export_graph(bundle, out, calibrate)
+    print(out)
+
+
 @app.command(rich_help_panel="In the project's folder")
 def show(
     image_id: Annotated[str, typer.Argument(help="as in data/manifest.parquet")],

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,9 +36,7 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
     Raises:
         OpamError: packages or networks are missing, or a network cannot be exported.
     """
-    for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise OpamError(f"{package} is not installed; `pip install 'opam[onnx]'`")
+    need(*PACKAGES)
     written = []
     for name in NETWORKS.values():
         network, settings = read_network(bundle / f"{name}.safetensors")
@@ -45,32 +44,49 @@ def export_onnx(bundle: Path, out: Path) -> list[Path]:
             continue  # probes that there are none of
         path = out / f"{name}.onnx"
         with atomic(path) as temporary:
-            temporary.write_bytes(as_onnx(network, settings["input_size"], name))
+            # Two images: an export from one would hold for one alone.
+            images = torch.zeros(2, 3, *[settings["input_size"]] * 2, dtype=torch.uint8)
+            batch = {0: torch.export.Dim("batch")}
+            model = as_onnx(network, {"images": images}, ["logits"], batch, name)
+            temporary.write_bytes(model.SerializeToString())
         written.append(path)
     return written
 
 
-def as_onnx(network: torch.nn.Module, size: int, name: str) -> bytes:
-    """One network, weights and normalisation included, as an ONNX file's content.
+def need(*packages: str) -> None:
+    """Raise `OpamError` where one of the extra ``onnx`` is missing."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise OpamError(f"{package} is not installed; `pip install 'opam[onnx]'`")
+
+
+def as_onnx(
+    network: torch.nn.Module,
+    example: dict[str, torch.Tensor],
+    outputs: list[str],
+    dynamic: dict[int, Any],
+    name: str,
+) -> Any:
+    """One network, weights and normalisation included, as an onnx.ModelProto.
 
     Args:
         network: in evaluation mode.
-        size: side of its images, pixels.
+        example: its input, by name.
+        outputs: names of what it gives.
+        dynamic: sides of the input that may have any length, as torch.export.Dim.
         name: for errors.
 
     Raises:
         OpamError: an operation has no counterpart in ONNX.
     """
-    # Two images: an export from one would hold for one alone.
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     try:
         with _quiet():
             program = torch.onnx.export(
                 network,
-                (images,),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                tuple(example.values()),
+                input_names=[*example],
+                output_names=outputs,
+                dynamic_shapes=(dynamic,),
                 dynamo=True,
                 verbose=False,
             )
@@ -78,7 +94,7 @@ def as_onnx(network: torch.nn.Module, size: int, name: str) -> bytes:
         raise OpamError(f"{name}: cannot be exported to ONNX ({cause(error)})") from None
     if program is None:
         raise OpamError(f"{name}: torch exported nothing; install another version of torch")
-    return program.model_proto.SerializeToString()
+    return program.model_proto
 
 
 @contextlib.contextmanager
