@@ -88,6 +88,7 @@ def write_bundle(
     content = {
         "format": FORMAT,
         "classes": CLASSES,
+        "parents": [],
         "fusion": {"rule": rule, "weights": weights},
         "alignment": {"response": "blocks.0", "cluster_of_neuron": [0] * 8 + [1] * 8},
         "common": {

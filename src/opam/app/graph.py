@@ -23,6 +23,7 @@ from opam.app.classifier import Classifier
 from opam.engine.crops.on_device import side_weights
 from opam.method.colocalization import Direction
 from opam.method.fusion import PROBE
+from opam.method.objects import GRID as CELLS
 from opam.method.saliency import CONSTANT
 from opam.networks.backbones.backbone import Backbone, finer_module
 from opam.networks.backbones.weights import state_digest
@@ -211,7 +212,17 @@ def find_box(common: torch.Tensor, height: int, width: int, threshold: float) ->
     inside = (scaled >= level) & (around[down][:, across] > 0)
     box = torch.cat([extent(inside.any(0)), extent(inside.any(1))])[[0, 2, 1, 3]]
     tells = (high - low > CONSTANT * high) & inside.any()
-    return torch.where(tells, box, whole_box(height, width))
+    return torch.where(tells, on_grid(box, height, width), whole_box(height, width))
+
+
+def on_grid(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As `opam.method.objects.on_grid`, int64 4."""
+    sides = whole_box(height, width)[2:].float()
+    corners = torch.round(box.view(2, 2).float() * CELLS / sides)
+    low = corners[0].clamp(max=CELLS - 1)
+    high = torch.maximum(corners[1], low + 1)
+    low, high = (torch.round(each * sides / CELLS).long() for each in (low, high))
+    return torch.cat([low, torch.maximum(high, low + 1)])
 
 
 def largest_region(salient: torch.Tensor) -> torch.Tensor:
