@@ -21,7 +21,7 @@ from opam.report.results import markdown_table
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 BEGIN, END = "<!-- made by benchmarks/bench.py -->\n", "<!-- to here -->\n"
-ASKED_FOR = ("architectures", "doubts", "gpu")
+ASKED_FOR = ("architectures", "doubts", "gpu", "serving")
 """Run where they are named alone."""
 BENCHMARKS = (
     "parts",

@@ -41,7 +41,7 @@ def scores(classifier: Classifier, paths: list[Path], name: str) -> dict[str, np
         images = [look.photograph.pixels for look in looks]
         answers = classifier.classify_looked_at(looks)
         boxes = [each.object_box[None] for each in answers]
-        [energies] = classifier._forward(network, energy, classifier._batches(images, boxes, size))
+        [energies] = classifier.forward(network, energy, classifier.batches(images, boxes, size))
         found["familiarity"] += [each.familiarity for each in answers]
         found["largest probability"] += [float(e.probabilities["fused"].max()) for e in answers]
         found["energy"] += energies.tolist()

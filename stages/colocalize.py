@@ -32,6 +32,7 @@ from opam.photographs.decoding.images import Photographs
 from opam.pipeline.artifacts import map_rows, read_table, write_json, write_table_in_pieces
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
+from opam.pipeline.progress import progress
 from opam.pipeline.resume import fingerprint, finish, in_shards
 from opam.pipeline.stage import run
 
@@ -76,17 +77,18 @@ def main() -> None:
     def projected(shared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return shared, project(shared, direction)
 
-    def agreed() -> Iterator[tuple[float, np.ndarray, float]]:
+    def agreed() -> Iterator[tuple[np.ndarray, ...]]:
         workers = Parallel(n_jobs=max(1, execution.workers), prefer="threads")
         paths = iter(training["path"])
-        for maps, projections in forward_by_maps(
-            backbone, shared_maps, projected, *how, "segmentation"
-        ):
+        found = forward_by_maps(backbone, shared_maps, projected, *how, "maps to segment by")
+        for maps, projections in progress(found, len(batches), "segmentation", "batches"):
             shares = workers(
                 delayed(lambda path, own: segment(photographs(path), own))(path, own)
                 for own, path in zip(projections, paths)  # noqa: B905  goes on with the next batch
             )
-            yield agreement(maps, np.stack(shares))
+            told = [i for i, share in enumerate(shares) if share is not None]
+            if told:
+                yield agreement(maps[told], np.stack([shares[i] for i in told]))
 
     for _ in range(TIMES):
         direction = shared_direction(places, agreed()) or direction

@@ -5,7 +5,7 @@ Run by itself: ``python stages/export_bundle.py``.
 
 from pathlib import Path
 
-from opam.app.bundle import BUNDLE, FORMAT, WEIGHTS
+from opam.app.bundle import BUNDLE, FORMAT, KNOWN, WEIGHTS
 from opam.evaluation.lineage import lineage
 from opam.method.colocalization import ColocalizationParams
 from opam.method.objects import ObjectParams
@@ -46,9 +46,10 @@ def main() -> None:
         },
         "lineage": lineage(),
     }
-    for name in WEIGHTS:
-        with atomic(OUT / f"{name}.safetensors") as temporary:
-            temporary.write_bytes((DATA / "models" / f"{name}.safetensors").read_bytes())
+    files = {f"{name}.safetensors": DATA / "models" / f"{name}.safetensors" for name in WEIGHTS}
+    for name, path in {**files, KNOWN: DATA / KNOWN}.items():
+        with atomic(OUT / name) as temporary:
+            temporary.write_bytes(path.read_bytes())
     write_json(OUT / BUNDLE, content)
     card = model_card(content, backbone.name, read_json(DATA / "metrics.json"))
     with atomic(OUT / "README.md") as temporary:

@@ -2,7 +2,8 @@
 
 One for whole photographs, one for objects, one for each cluster of parts: they stand beside
 networks that are trained. And how near objects of known classes lie to what is known of them, which
-the bundle holds new photographs against. Run by itself: ``python stages/fit_probes.py``.
+the bundle holds new photographs against, and what it shows of those that it knows. Run by itself:
+``python stages/fit_probes.py``.
 """
 
 from collections.abc import Iterator
@@ -21,12 +22,18 @@ from opam.engine.discriminant.fitting import (
     held_out,
     whole_photographs,
 )
-from opam.engine.familiarity import fit_familiarity
+from opam.engine.familiarity import fit_familiarity, known_photographs
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
 from opam.networks.backbones.weights import state_digest, write_weights
 from opam.networks.cam_network import CamNetwork, write_network
 from opam.photographs.decoding.images import Photographs
-from opam.pipeline.artifacts import SCHEMAS, read_json, read_table, write_table
+from opam.pipeline.artifacts import (
+    SCHEMAS,
+    read_json,
+    read_table,
+    write_table,
+    write_table_in_pieces,
+)
 from opam.pipeline.device import ExecutionParams, prepare_device
 from opam.pipeline.params import read_params
 from opam.pipeline.resume import finish
@@ -38,10 +45,11 @@ ALIGNED_PARTS = Path("data/aligned_parts.parquet")
 NEURON_CLUSTERS = Path("data/neuron_clusters.json")
 MODELS = Path("data/models")
 OUT_OF_FOLD = Path("data/out_of_fold")
+KNOWN = Path("data/known.parquet")
 
 
 def main() -> None:
-    """Write probes, part_probes and familiarity to data/models/, and data/out_of_fold/."""
+    """Write probes, part_probes, familiarity to data/models/, data/out_of_fold/ and KNOWN."""
     seed = read_params("seed", int)
     params = read_params("probes", ProbeParams)
     backbone_params = read_params("backbone", BackboneParams)
@@ -85,6 +93,7 @@ def main() -> None:
     known = fit_familiarity(own, labels, classes, seed, groups, device)
     settings = {"input_size": params.input_size, "pooled": params.pooled}
     write_weights(MODELS / "familiarity.safetensors", known, settings)
+    write_table_in_pieces(KNOWN, "known", known_photographs(known, own, objects, read))
     for kind in (*of_objects, *of_parts):
         finish(work_on(f"probe {kind}"))
 

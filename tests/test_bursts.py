@@ -1,5 +1,7 @@
 """Bursts: found by time and by features, kept together, and val is then one to believe."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -7,12 +9,14 @@ import pytest
 from PIL import Image
 
 from opam.engine.discriminant.analysis import Features, fit_discriminant
+from opam.photographs import bursts as finding
 from opam.photographs.bursts import bursts, in_features, in_time, told
 from opam.photographs.datasets.synthetic_birds import draw_bird
 from opam.photographs.descriptors import DATE, EXIF, FRACTION, MAKE, MODEL, Descriptor, describe
 from opam.photographs.folds import validation_mask
 from opam.photographs.groups import grouped, joined
 from opam.photographs.preparation import classes_without, make_manifest
+from opam.pipeline import kept
 from opam.pipeline.device import ExecutionParams
 
 
@@ -47,6 +51,32 @@ def drawn(folder, scenes: int, frames: int, species: int = 2) -> pd.DataFrame:
 
 
 CPU = ExecutionParams(device="cpu")
+
+
+def test_a_photograph_is_looked_at_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPAM_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(kept, "_space", kept._Space())
+    monkeypatch.setattr(finding, "BATCH", 4)
+    seen: list[bytes] = []
+    real = finding.opened
+
+    def counted(picture: bytes) -> np.ndarray:
+        seen.append(picture)
+        return real(picture)
+
+    monkeypatch.setattr(finding, "opened", counted)
+    pictures = drawn(tmp_path, scenes=3, frames=1)["picture"].to_list()
+    first = finding.describe(pictures[:5], CPU)
+    assert seen == pictures[:5]
+    more = finding.describe(pictures[::-1], CPU)
+    assert seen == [*pictures[:5], pictures[5]]
+    for own, found in zip(first, more, strict=True):
+        np.testing.assert_array_equal(found[::-1][:5], own)
+    # Whatever was there first, they are the bytes of computing all of them.
+    shutil.rmtree(tmp_path / "kept")
+    for own, found in zip(more, finding.describe(pictures[::-1], CPU), strict=True):
+        np.testing.assert_array_equal(found, own)
+    assert len(seen) == 12
 
 
 def test_scenes_photographed_several_times_are_found(tmp_path) -> None:

@@ -122,7 +122,15 @@ def test_colours_say_where_an_object_ends() -> None:
     ids=["nothing", "background", "everything", "undefined"],
 )
 def test_a_map_that_tells_nothing_apart_segments_nothing(projection: np.ndarray) -> None:
-    assert not segment(painted(np.eye(4, dtype=bool)), projection).any()
+    assert segment(painted(np.eye(4, dtype=bool)), projection) is None
+
+
+def test_colours_that_tell_something_else_apart_are_not_believed() -> None:
+    where = np.zeros((16, 16), dtype=bool)
+    where[:, 8:] = True  # half of the photograph has one colour, the map a corner of it
+    corner = np.full((16, 16), 0.1)
+    corner[12:, 12:] = 1.0
+    assert segment(painted(where), corner) is None
 
 
 def test_the_direction_is_a_ridge_regression_of_shares() -> None:
@@ -153,9 +161,7 @@ def test_segmentations_that_are_wrong_are_outvoted() -> None:
 
 
 def test_where_nothing_is_segmented_there_is_no_direction() -> None:
-    maps = torch.rand(2, 3, 4, 4)
-    nothing = agreement(maps.numpy(), np.zeros((2, 4, 4), dtype=np.float32))
-    assert shared_direction(joined([moments(maps)]), [nothing]) is None
+    assert shared_direction(joined([moments(torch.rand(2, 3, 4, 4))]), []) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import yaml
 from rooms import ORDER, ROOT, diagram, imports
+from typer.main import get_command
+
+from opam.app.cli import app
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROSE = re.sub(r"```.*?```", "", CONTRIBUTING, flags=re.DOTALL)
@@ -92,8 +95,26 @@ def test_the_image_takes_the_readmes_steps() -> None:
     assert packages == ["git make", "python3 python3-venv"]
     assert re.search(r"git, make and Python 3\.\d+", " ".join(README.split()))
     (installed,) = re.findall(r"^repro: (\S+)", MAKEFILE, re.MULTILINE)
-    assert DOCKERFILE[-3:] == ["COPY . .", f"RUN make {installed}", 'CMD ["make", "repro"]']
+    project = DOCKERFILE.index("FROM tools AS project")
+    steps = ["WORKDIR /opam", "COPY . .", f"RUN make {installed}"]
+    assert DOCKERFILE[project + 1 : project + 4] == steps
+    assert DOCKERFILE[-2:] == ["FROM project", 'CMD ["make", "repro"]']
     assert "\nmake repro\n" in README
+
+
+def test_the_image_that_serves_is_the_same_and_no_root() -> None:
+    start, end = DOCKERFILE.index("FROM project AS serve"), DOCKERFILE.index("FROM project")
+    steps = dict(line.split(" ", 1) for line in DOCKERFILE[start:end])
+    assert steps["USER"] == "opam"
+    assert steps["RUN"].endswith(f" {steps['USER']}")
+    assert ".venv/bin/python" in steps["HEALTHCHECK"]  # which test_serve.py runs
+    program, command, *options = json.loads(steps["ENTRYPOINT"])
+    assert (program, command) == (".venv/bin/opam", "serve")
+    known = {option for each in get_command(app).commands[command].params for option in each.opts}
+    assert set(options[::2]) == {"--bundle", "--host"} <= known
+    page = (ROOT / "docs/deployment.md").read_text()
+    assert f":{options[1]}:ro" in page
+    assert f":{steps['EXPOSE']} " in page
 
 
 def test_the_development_container_is_built_from_it() -> None:

@@ -62,7 +62,7 @@ git push
 git tag --annotate opam@v1.0.0
 git push --tags
 dvc artifacts get REPOSITORY opam
-dvc exp run -S objects.threshold=0.2
+dvc exp run -S objects.threshold=0.35
 dvc exp show --only-changed --drop '(data|src|stages)/.*'
 dvc metrics diff
 make changes BASE=origin/main
@@ -96,6 +96,10 @@ ELSEWHERE = {
     "python -m pip install --editable '.[ssh]'": "an extra",
     ".venv/bin/python -m pip install --editable '.[serve]'": "an extra",
     ".venv/bin/opam serve": "test_serve.py",
+    "docker build --target serve --tag opam-serve .": "wants Docker; test_contributing.py",
+    "docker run --rm --stop-timeout 30 --publish 127.0.0.1:8000:8000 "
+    '--volume "$PWD/data/bundle:/bundle:ro" opam-serve': "wants Docker; test_contributing.py",
+    "python benchmarks/serving.py": "two minutes; test_serve.py",
     "opam --install-completion": "test_cli.py",
     "opam export-onnx": "test_onnx_export.py",
     "make ablation": "hours; test_ablation.py",
@@ -107,7 +111,7 @@ ELSEWHERE = {
     "dvc import-url": "wants a server",
     "dvc exp run -S training.rate=0.02": "trains every network; test_pipeline.py",
     "dvc exp run -S +classnet.rate=0.02": "the same for one network",
-    "dvc exp run --queue -S objects.threshold=0.1,0.15,0.2": "three runs",
+    "dvc exp run --queue -S objects.threshold=0.25,0.3,0.35": "three runs",
     "dvc queue start": "with the line before",
     "dvc queue status": "with the line before",
     "dvc exp run --temp": "test_outside.py",
@@ -330,6 +334,7 @@ def test_from_class_folders_to_labelled_photographs(clone: Path, tmp_path: Path)
     assert len(labelled) == len(COLOURS)
     assert set(labelled["class"]) <= set(COLOURS)
     assert len(list((clone / "drawn").iterdir())) == len(COLOURS)
+    assert len(list((clone / "why").iterdir())) == 2 * len(COLOURS)
     shutil.copy(clone / "photographs/red.png", clone / "bird.jpg")
     python = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert python

@@ -23,6 +23,7 @@ from opam.engine.forward import forward_by_maps, kept_as
 from opam.engine.scoring import score_crops_shared
 from opam.networks.backbones.backbone import Backbone
 from opam.networks.cam_network import CamNetwork
+from opam.photographs.decoding.archive import open_archive
 from opam.photographs.decoding.images import Photographs, read_image
 from opam.pipeline import kept
 from opam.pipeline.artifacts import read_table
@@ -112,6 +113,49 @@ def test_the_whole_pipeline_trains_nothing(undisturbed: Undisturbed, tmp_path: P
     run(folder, LOOKS)
     assert digests(folder) == before
     assert not (folder / "looked_at.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_class_renamed_or_new_leaves_most_of_what_was_looked_at(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    folder, mine = tmp_path / "run", tmp_path / "mine"
+    shutil.copytree(undisturbed.untouched, folder)
+    manifest = read_table(folder / "data/manifest.parquet", "manifest")
+    raw = open_archive(folder / "data/raw.zip").root
+    for row in manifest.itertuples():
+        to = mine / row.class_name / row.image_id.replace("/", "_")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(raw.read(row.path.partition("raw.zip/")[2]))
+    params = frozen(yaml.safe_load((folder / "params.yaml").read_text()))
+    params["dataset"] |= {"name": "imagefolder", "path": str(mine)}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    with (folder / "src/opam/networks/backbones/backbone.py").open("a") as file:
+        file.write(LOOKED)
+    for name in ("out_of_fold", "scores"):
+        shutil.rmtree(folder / "data" / name)
+    first, *_, last = sorted(mine.iterdir())
+    last.rename(tmp_path / "later")
+    counter = folder / "looked_at.txt"
+
+    def looks() -> int:
+        """Crops that a network is shown, from the photographs on."""
+        counter.write_text("")
+        run(folder, ["fetch_data", "prepare", *BEHIND_PREPARE])
+        return sum(map(int, counter.read_text().split()))
+
+    def of_test() -> set[str]:
+        manifest = read_table(folder / "data/manifest.parquet", "manifest")
+        return set(manifest.loc[manifest["split"] == "test", "sha256"])
+
+    every, before = looks(), of_test()
+    first.rename(mine / "zz renamed")
+    assert looks() < every / 4  # folds are dealt anew, and boxes move that hang on them
+    assert of_test() == before
+    assert json.loads((folder / "data/classes.json").read_text())[-1] == "zz renamed"
+    (tmp_path / "later").rename(mine / last.name)
+    assert 0 < looks() < every / 2
+    assert of_test() > before
 
 
 @pytest.fixture

@@ -127,7 +127,8 @@ def test_files_of_data_sets(
 
     def manifest() -> pd.DataFrame:
         images = read(name, archive, TableColumns()).images  # type: ignore[arg-type]
-        images = draw_test(images.assign(group=images["image_id"]), 0.3, 0)
+        own = images["image_id"]
+        images = draw_test(images.assign(group=own, sha256=own), 0.3, 0)
         return make_manifest(images.assign(width=40, height=30), 0.5, 0)[0]
 
     found = read_or_told(manifest)

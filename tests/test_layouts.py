@@ -530,9 +530,31 @@ def test_a_set_without_splits_gets_a_test_split_and_others_do_not(tmp_path: Path
     lay_out(tmp_path / "set", *(f"{name}/{n}.jpg" for name in ("a", "b") for n in range(10)))
     images = listed(tmp_path / "set", tmp_path).images
     assert images["split"].isna().all()
-    drawn = draw_test(images.assign(group=images["image_id"]), 0.3, 0)
+    own = images["image_id"].map(lambda name: f"of {name}")
+    images = images.assign(group=images["image_id"], sha256=own)
+    drawn = draw_test(images, 0.3, 0)
     assert drawn.groupby(["class_name", "split"]).size().tolist() == [3, 7, 3, 7]
     pd.testing.assert_frame_equal(draw_test(drawn, 0.5, 1), drawn)
+    assert not draw_test(images, 0.3, 1)["split"].equals(drawn["split"])
+
+
+def test_other_classes_leave_a_photograph_in_its_split() -> None:
+    names = np.repeat([*"bcd"], 10)
+    images = pd.DataFrame({"class_name": names, "sha256": [f"{n:064x}" for n in range(30)]})
+    images = images.assign(split=None, group=np.arange(30))
+
+    def of_test(images: pd.DataFrame) -> set[str]:
+        drawn = draw_test(images, 0.3, 0)
+        return {*drawn.loc[drawn["split"] == "test", "sha256"]}
+
+    before = of_test(images)
+    assert len(before) == 9
+    new = images.iloc[:7].assign(class_name="a", sha256=[f"new {n}" for n in range(7)])
+    assert of_test(pd.concat([new.assign(group=np.arange(40, 47)), images])) >= before
+    assert of_test(images.replace({"class_name": {"b": "z"}})) == before  # the last one now
+    assert of_test(images[images["class_name"] != "c"]) == before & {
+        *images["sha256"].drop(range(10, 20))
+    }
 
 
 @pytest.mark.parametrize("form", ["home", "relative"])

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.method.objects import ObjectParams, find_object, object_box
+from opam.method.objects import GRID, ObjectParams, find_object, object_box, on_grid
 
 
 def literal_object(saliency: np.ndarray, threshold: float) -> tuple[tuple[int, ...], str]:
@@ -89,3 +89,21 @@ def test_a_threshold_above_the_map_gives_the_whole_photograph() -> None:
 def test_a_threshold_out_of_range_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="threshold"):
         ObjectParams(threshold=wrong)
+
+
+@given(st.data())
+def test_boxes_end_at_the_nearest_of_a_few_places(data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(1, 900)), data.draw(st.integers(1, 900))
+    x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    x1, y1 = data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height))
+    found = on_grid((x0, y0, x1, y1), width, height)
+    assert 0 <= found[0] < found[2] <= width
+    assert 0 <= found[1] < found[3] <= height
+    assert on_grid(found, width, height) == found
+    for own, was, side in zip(found, (x0, y0, x1, y1), (width, height) * 2, strict=True):
+        assert own in {round(cell * side / GRID) for cell in range(GRID + 1)} or side < GRID
+        assert abs(own - was) <= 1.5 * side / GRID + 1  # half a cell, or more if less than one
+
+
+def test_what_moves_by_a_hair_stays_where_it_was() -> None:
+    assert on_grid((101, 59, 301, 203), 500, 375) == on_grid((100, 60, 299, 204), 500, 375)

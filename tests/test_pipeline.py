@@ -262,7 +262,7 @@ CODE: dict[str, list[str]] = {
     "networks/backbones/stages": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/folding": [*CROPPED, "prepare", "record_environment", "export_bundle"],
     "networks/backbones/pretrained": [*CROPPED, "prepare", "record_environment", "export_bundle"],
-    "networks/backbones/weights": [*CROPPED, "record_environment"],
+    "networks/backbones/weights": [*CROPPED, "prepare", "record_environment"],
     "networks/familiarity": ["fit_probes", "compare"],
     "networks/cam_network": [*TRAINED, *BASELINES, *CLASSNETS, "fit_probes"],
     "photographs/datasets/": ["fetch_data", "prepare"],

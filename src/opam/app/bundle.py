@@ -12,6 +12,9 @@ NETWORKS = {
 FAMILIARITY = "familiarity"
 """File of what says how near a photograph lies to what is known; it reads the probes' backbone."""
 WEIGHTS = (*NETWORKS.values(), FAMILIARITY)
+KNOWN = "known.parquet"
+"""The photographs that were trained on: features and small pictures, which `--explain` shows. A
+bundle that leaves the house may lack it."""
 ACCEPTED = 0.05
 """Of photographs of known classes, those that are called unknown where nothing else is asked."""
 

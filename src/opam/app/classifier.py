@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from joblib import Parallel, delayed
 
-from opam.app.bundle import BUNDLE, FAMILIARITY, FORMAT, NETWORKS, WEIGHTS
+from opam.app.bundle import BUNDLE, FAMILIARITY, FORMAT, KNOWN, NETWORKS, WEIGHTS
 from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward, whole_groups
 from opam.engine.scoring import by_cluster, probabilities
@@ -267,7 +267,7 @@ class Classifier:
             for i, label in enumerate(labels)
         ]
 
-    def _batches(
+    def batches(
         self,
         images: list[np.ndarray],
         boxes: list[np.ndarray],
@@ -275,6 +275,7 @@ class Classifier:
         mirrored: list[bool] | None = None,
         **shown: Any,
     ) -> CropBatches:
+        """Crops of photographs, as `CropBatches` has them."""
         group = len(mirrored or "1")
         return CropBatches(
             *(range(len(images)), boxes, size, whole_groups(group, self.execution), mirrored),
@@ -282,7 +283,7 @@ class Classifier:
             read=images.__getitem__,
         )
 
-    def _forward(
+    def forward(
         self, network: Any, function: Any, batches: CropBatches, group: int = 1
     ) -> list[np.ndarray]:
         """What ``function`` gives of all crops, each of its results joined."""
@@ -298,8 +299,8 @@ class Classifier:
             return predicted_class_maps(features, logits, network.head.weight.double(), len(boxes))
 
         every = [boxes] * len(images)
-        views = self._batches(images, every, params.input_size, mirrored, unit=True)
-        _, maps = self._forward(network, maps_of, views, len(boxes))
+        views = self.batches(images, every, params.input_size, mirrored, unit=True)
+        _, maps = self.forward(network, maps_of, views, len(boxes))
         return [merge_views(each, boxes, mirrored, params.map_size) for each in maps]
 
     def _common_maps(self, images: list[np.ndarray]) -> Sequence[np.ndarray | None]:
@@ -312,8 +313,8 @@ class Classifier:
             return (object_maps(features, self.direction),)
 
         every = [np.repeat(WHOLE, 2, axis=0)] * len(images)
-        views = self._batches(images, every, params.input_size, [False, True], unit=True)
-        [maps] = self._forward(backbone, maps_of, views, 2)
+        views = self.batches(images, every, params.input_size, [False, True], unit=True)
+        [maps] = self.forward(backbone, maps_of, views, 2)
         return list(maps)
 
     def _clusters(self, images: list[np.ndarray], parts: list[np.ndarray]) -> list[np.ndarray]:
@@ -322,8 +323,8 @@ class Classifier:
         def responses_of(crops: torch.Tensor) -> tuple[torch.Tensor]:
             return (network.neuron_responses(crops, self.response),)
 
-        batches = self._batches(images, parts, self.settings["original"]["input_size"])
-        [responses] = self._forward(network, responses_of, batches)
+        batches = self.batches(images, parts, self.settings["original"]["input_size"])
+        [responses] = self.forward(network, responses_of, batches)
         own = np.split(responses, np.cumsum(batches.counts)[:-1])
         return [assign_parts(each, self.clusters) for each in own]
 
@@ -335,8 +336,8 @@ class Classifier:
             return (self.familiarity(pooled_features(backbone, crops, params["pooled"])),)
 
         boxes = [box[None] for box in objects]
-        [found] = self._forward(
-            backbone, familiar, self._batches(images, boxes, params["input_size"])
+        [found] = self.forward(
+            backbone, familiar, self.batches(images, boxes, params["input_size"])
         )
         return found
 
@@ -354,8 +355,8 @@ class Classifier:
             return (probabilities(network, crops, self.steps["mirrored"]),)
 
         fraction = settings["input_size"] / settings["resize"]
-        batches = self._batches(images, boxes, settings["input_size"], fraction=fraction)
-        [every] = self._forward(network, scored, batches)
+        batches = self.batches(images, boxes, settings["input_size"], fraction=fraction)
+        [every] = self.forward(network, scored, batches)
         own = every[np.arange(len(every)), np.concatenate(heads)]
         return by_cluster(own, heads, network.heads)
 
@@ -364,7 +365,8 @@ def digest_of(bundle: Path) -> str:
     """SHA-256 of a bundle's files, hexadecimal; raises `OpamError` where one is missing."""
     found = hashlib.sha256()
     try:
-        for name in (BUNDLE, *(f"{each}.safetensors" for each in WEIGHTS)):
+        known = [KNOWN] if (bundle / KNOWN).exists() else []
+        for name in (BUNDLE, *(f"{each}.safetensors" for each in WEIGHTS), *known):
             with (bundle / name).open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
@@ -395,6 +397,14 @@ def as_photograph(image: Image, side: int) -> Photograph:
 
 def in_file(boxes: np.ndarray, photograph: Photograph) -> np.ndarray:
     """Boxes in ``photograph.pixels``, ... x 4, in pixels of the file: int32."""
+    return np.rint(boxes * _factors(photograph)).astype(np.int32)
+
+
+def in_pixels(boxes: np.ndarray, photograph: Photograph) -> np.ndarray:
+    """What `in_file` was given: the file has as many pixels or more, so nothing is lost."""
+    return np.rint(boxes / _factors(photograph)).astype(np.int32)
+
+
+def _factors(photograph: Photograph) -> np.ndarray:
     rows, columns = photograph.pixels.shape[:2]
-    factors = np.array([photograph.width / columns, photograph.height / rows] * 2)
-    return np.rint(boxes * factors).astype(np.int32)
+    return np.array([photograph.width / columns, photograph.height / rows] * 2)

@@ -63,6 +63,10 @@ def predict(
     overlay: Annotated[
         Path | None, typer.Option(help="folder for drawings of object and parts")
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="folder for drawings of why: answer, runner-up, what is known like them"),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="classes a photograph")] = 5,
     device: OnDevice = Device.auto,
     workers: Annotated[
@@ -95,17 +99,21 @@ def predict(
 
     if out is not None and out.suffix not in FORMATS:
         raise OpamError(f"{out}: cannot tell the format; end it in {', '.join(FORMATS)}")
+    if overlay is not None and explain is not None and overlay.resolve() == explain.resolve():
+        raise OpamError(f"--overlay and --explain: both are {explain}; name two folders")
     paths, left_out = find_photographs(photographs)
     if left_out:
         print(f"left out: {summary(left_out)}", file=sys.stderr)
     classifier = Classifier.load(bundle, device.value, workers, batch_size)
     if out is None:
         drawn = None if overlay is None else drawings(overlay, paths)
-        rows = rows_of(classifier, paths, top, drawn, quiet, accept_error)
+        explained = None if explain is None else drawings(explain, paths)
+        rows = rows_of(classifier, paths, top, drawn, quiet, accept_error, explained)
         written = write_csv(sys.stdout, rows, columns(classifier, top))
         broken = [str(row["error"]) for row in written if row["error"]]
     else:
-        broken = write_predictions(out, classifier, paths, top, overlay, quiet, accept_error)
+        how = top, overlay, quiet, accept_error, explain
+        broken = write_predictions(out, classifier, paths, *how)
     for error in broken:
         print(f"error: {error}", file=sys.stderr)
     if broken:
@@ -123,11 +131,21 @@ def serve(
     max_megabytes: Annotated[
         int, typer.Option(min=1, max=1000, help="larger photographs are refused")
     ] = 20,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, max=10_000, help="requests at once; more are told to come again")
+    ] = 32,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="name by which others call the server; again for each, * for any"),
+    ] = None,
 ) -> None:
-    """Show a page in the browser that labels one photograph after the other."""
-    from opam.app.serve.app import serve as run
+    """Show a page in the browser that labels one photograph after the other.
 
-    run(bundle, host, port, device.value, max_megabytes)
+    Metrics are at /metrics, probes at /health and /ready; docs/deployment.md says more.
+    """
+    from opam.app.serve.server import serve as run
+
+    run(bundle, host, port, device.value, max_megabytes, max_waiting, allowed_host or [])
 
 
 @app.command("export-onnx", rich_help_panel="With a trained bundle")

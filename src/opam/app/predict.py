@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 
 from opam.app.bundle import ACCEPTED
 from opam.app.classifier import Classification, Classifier, LookedAt
+from opam.app.explanation import as_json, drawing, explain, read_known
 from opam.engine.crops.ahead import load_ahead
 from opam.method.fusion import BRANCHES
 from opam.photographs.decoding.depth import unused_depth
 from opam.photographs.decoding.images import NotAPhotograph, ignored, image_format, read_image
-from opam.pipeline.artifacts import BOX, atomic
+from opam.pipeline.artifacts import BOX, atomic, write_json
 from opam.pipeline.errors import OpamError
 from opam.pipeline.progress import progress
 from opam.report.panels import COLOURS, write
@@ -109,6 +110,7 @@ def predict(
     overlays: Mapping[Path, Path] | None = None,
     quiet: bool = False,
     accept_error: float = ACCEPTED,
+    explained: Mapping[Path, Path] | None = None,
 ) -> Iterator[Row]:
     """Yield a row a photograph, in order (see `row`); one that cannot be read has ``error``.
 
@@ -122,10 +124,13 @@ def predict(
         overlays: where each photograph's drawing of object and parts goes, or None.
         quiet: show no progress.
         accept_error: share of photographs of known classes that may be called unknown.
+        explained: where the drawing of each explanation goes (`opam.app.explanation`), beside it
+            the numbers, as .json; or None.
 
     Raises:
-        OpamError: a drawing cannot be written.
+        OpamError: a drawing cannot be written, or the bundle lacks what explains.
     """
+    known = None if explained is None else read_known(classifier)
     together = max(1, classifier.execution.batch_size // CROPS)
 
     def looked_at(number: int) -> list[LookedAt | OpamError]:
@@ -140,7 +145,9 @@ def predict(
     def rows() -> Iterator[Row]:
         for start, looks in zip(starts, loaded, strict=True):
             good = [each for each in looks if isinstance(each, LookedAt)]
-            found = iter(classifier.classify_looked_at(good))
+            every = classifier.classify_looked_at(good)
+            found = iter(every)
+            why = iter(explain(classifier, known, good, every) if known else ())
             for path, look in zip(paths[start:], looks, strict=False):
                 if isinstance(look, OpamError):
                     yield {"photograph": readable(path), "error": readable(str(look))}
@@ -151,6 +158,12 @@ def predict(
                 if overlays is not None:
                     with atomic(overlays[path]) as temporary:
                         overlay(read_image(path), own).save(temporary, "JPEG", quality=90)
+                if explained is not None:
+                    how = own, next(why), classifier.classes
+                    with atomic(explained[path]) as temporary:
+                        drawn = drawing(read_image(path), readable(path.name), *how)
+                        drawn.save(temporary, "JPEG", quality=90)
+                    write_json(explained[path].with_suffix(".json"), as_json(readable(path), *how))
                 yield row(path, own, classifier.classes, top, accept_error)
         if told := unused_depth(np.array([*largest.values()], dtype=float)):
             print(f"{readable(next(iter(largest)))}: {told}", file=sys.stderr, flush=True)
@@ -271,6 +284,7 @@ def write_predictions(
     overlay: Path | None = None,
     quiet: bool = False,
     accept_error: float = ACCEPTED,
+    explain: Path | None = None,
 ) -> list[str]:
     """Write the rows of `predict` as .csv, .jsonl or, with any other ending, parquet.
 
@@ -285,6 +299,7 @@ def write_predictions(
         overlay: folder of drawings, or None.
         quiet: show no progress.
         accept_error: as in `predict`.
+        explain: folder of explanations, or None.
 
     Returns:
         What is wrong with photographs that could not be read.
@@ -296,7 +311,7 @@ def write_predictions(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(part.with_suffix(".lock"), timeout=0):
-            return _write(path, part, classifier, paths, top, overlay, quiet, accept_error)
+            return _write(path, part, classifier, paths, top, overlay, quiet, accept_error, explain)
     except Timeout:
         raise OpamError(f"{path}: another prediction writes it; wait, or name another") from None
     except OSError as error:
@@ -312,13 +327,16 @@ def _write(
     overlay: Path | None,
     quiet: bool,
     accept_error: float,
+    explain: Path | None,
 ) -> list[str]:
     drawn = None if overlay is None else drawings(overlay, paths)
+    explained = None if explain is None else drawings(explain, paths)
     begun = {
         "bundle": classifier.digest,
         "top": top,
         "overlay": overlay and readable(overlay),
         "accept_error": accept_error,
+        "explain": explain and readable(explain),
     }
     done, end = _done(part, begun, paths)
     if done:
@@ -329,7 +347,7 @@ def _write(
         if not done:
             file.write(f"{json.dumps(begun)}\n")
         rest = paths[done:]
-        found = predict(classifier, rest, top, drawn, quiet, accept_error)
+        found = predict(classifier, rest, top, drawn, quiet, accept_error, explained)
         for each, row in zip(rest, found, strict=True):
             file.write(f"{json.dumps([_state(each), row])}\n")
             file.flush()

@@ -47,6 +47,8 @@ SIDE = 128
 OUTSIDE, LIKELY, INSIDE = 0.0, 0.25, 0.55
 """Of a photograph's greatest projection: below the first is background, above the last the object;
 between them colours decide, with the second in the middle."""
+ALIKE = 0.4
+"""IoU with where it began, at least, of a segmentation that is believed."""
 ROUNDS = 3
 """Of GrabCut, in which colours and outline settle."""
 RIDGE = 0.1
@@ -149,7 +151,7 @@ def principal_component(places: Places) -> Direction:
     return Direction(places.mean, -first if outwards else first)
 
 
-def segment(photograph: np.ndarray, projection: np.ndarray) -> np.ndarray:
+def segment(photograph: np.ndarray, projection: np.ndarray) -> np.ndarray | None:
     """Step 2: the share of each place that is the object, by the photograph's own colours.
 
     Args:
@@ -157,34 +159,34 @@ def segment(photograph: np.ndarray, projection: np.ndarray) -> np.ndarray:
         projection: float h x w, its `project`.
 
     Returns:
-        float32 h x w, 0..1; all 0 where the projection is nowhere above 0, or colours leave
-        nothing.
+        float32 h x w, 0..1; None where the projection tells nothing apart, or colours tell
+        something else apart than it does.
     """
     rows, columns = projection.shape
-    nothing = np.zeros((rows, columns), dtype=np.float32)
     greatest = float(projection.max())
     if not 0 < greatest < np.inf:
-        return nothing
+        return None
     small = cv2.resize(photograph, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     relative = cv2.resize((projection / greatest).astype(np.float32), (SIDE, SIDE))
     where = np.full((SIDE, SIDE), cv2.GC_BGD, dtype=np.uint8)
     where[relative > OUTSIDE] = cv2.GC_PR_BGD
     where[relative >= LIKELY] = cv2.GC_PR_FGD
     where[relative >= INSIDE] = cv2.GC_FGD
-    outside = where % 2 == 0
-    if outside.all() or not outside.any():
-        return nothing
+    begun = where % 2 == 1
+    if begun.all() or not begun.any():
+        return None
     cv2.setRNGSeed(0)  # of this thread: colours are clustered from random beginnings
     cv2.grabCut(small, where, (0, 0, 1, 1), np.empty(0), np.empty(0), ROUNDS, cv2.GC_INIT_WITH_MASK)
     count, regions, boxes, _ = cv2.connectedComponentsWithStats(where & 1, connectivity=8)
     if count == 1:
-        return nothing
-    largest = 1 + int(boxes[1:, cv2.CC_STAT_AREA].argmax())
-    inside = (regions == largest).astype(np.float32)
-    return cv2.resize(inside, (columns, rows), interpolation=cv2.INTER_AREA)
+        return None
+    inside = regions == 1 + int(boxes[1:, cv2.CC_STAT_AREA].argmax())
+    if (inside & begun).sum() < ALIKE * (inside | begun).sum():
+        return None
+    return cv2.resize(inside.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
 
 
-def agreement(maps: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray, float]:
+def agreement(maps: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, ...]:
     """What `shared_direction` must know of some photographs; of more it is the sum.
 
     Args:
@@ -192,33 +194,35 @@ def agreement(maps: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray, 
         shares: float B x h x w, of `segment`.
 
     Returns:
-        Number of places, float64 C, the features' sum weighted by the shares, and the shares'.
+        float64: number of places, C features' sum, the same weighted by the shares, the shares'
+        sum.
     """
     weighted = np.einsum("bchw,bhw->c", maps, shares, dtype=np.float64, optimize=True)
-    return float(shares.size), weighted, float(shares.sum(dtype=np.float64))
+    total = maps.sum((0, 2, 3), dtype=np.float64)
+    count, shared = np.array(float(shares.size)), shares.sum(dtype=np.float64)
+    return count, total, weighted, np.asarray(shared)
 
 
-def shared_direction(
-    places: Places, found: Iterable[tuple[float, np.ndarray, float]]
-) -> Direction | None:
+def shared_direction(places: Places, found: Iterable[tuple[np.ndarray, ...]]) -> Direction | None:
     """Step 3: the ridge regression of the object's share on features of unit variance.
 
     Args:
         places: of all photographs.
-        found: `agreement` of them.
+        found: `agreement` of those that could be segmented.
 
     Returns:
-        None where no photograph could be segmented.
+        None where there are none.
     """
-    count, weighted, total = (sum(each) for each in zip(*found, strict=True))
-    if total == 0:
+    every = [*found]
+    if not every:
         return None
-    share = total / count
+    count, total, weighted, shares = (np.sum(each, 0) for each in zip(*every, strict=True))
+    mean, share = total / count, shares / count
     scale = spread(places)
-    along = (weighted / count - places.mean * share) / scale
+    along = (weighted / count - mean * share) / scale
     correlation = places.covariance / np.outer(scale, scale)
     direction = np.linalg.solve(correlation + RIDGE * np.eye(len(scale)), along)
-    return Direction(places.mean, direction / scale, share)
+    return Direction(mean, direction / scale, float(share))
 
 
 def project(features: torch.Tensor, direction: Direction) -> torch.Tensor:

@@ -19,6 +19,9 @@ from scipy import ndimage
 from opam.pipeline.params import Params
 
 Box = tuple[int, int, int, int]
+GRID = 32
+"""Cells a side of a photograph at which objects end. Maps are no finer; and an object that moves by
+a hair, because a photograph came to the set, would be looked at anew by all that follows."""
 
 
 class ObjectParams(Params):
@@ -54,8 +57,8 @@ def find_object(saliency: np.ndarray, threshold: float) -> tuple[Box, str]:
 
     Returns:
         x0, y0, x1, y1 (half-open, pixels) around the largest 8-connected salient region, by
-        pixels, the first in reading order among equals; and "none", or "whole_image" where
-        the map says nothing and the box is the whole photograph.
+        pixels, the first in reading order among equals, moved to a grid (`on_grid`); and "none",
+        or "whole_image" where the map says nothing and the box is the whole photograph.
     """
     height, width = saliency.shape
     if saliency.max(initial=0) <= 0:
@@ -65,7 +68,25 @@ def find_object(saliency: np.ndarray, threshold: float) -> tuple[Box, str]:
         return (0, 0, width, height), "whole_image"
     pixels = np.bincount(regions.ravel())[1:]
     rows, columns = ndimage.find_objects(regions)[int(pixels.argmax())]
-    return (columns.start, rows.start, columns.stop, rows.stop), "none"
+    box = (columns.start, rows.start, columns.stop, rows.stop)
+    return on_grid(box, width, height), "none"
+
+
+def on_grid(box: Box, width: int, height: int) -> Box:
+    """The box, its sides moved to the nearest of `GRID` cells, at least one wide and high.
+
+    Args:
+        box: half-open, pixels.
+        width: of the photograph, pixels.
+        height: of it.
+    """
+    sides = np.array([width, height])
+    corners = np.rint(np.reshape(box, (2, 2)) / sides * GRID)
+    corners[0] = np.minimum(corners[0], GRID - 1)
+    corners[1] = np.maximum(corners[1], corners[0] + 1)
+    low, high = np.rint(corners * sides / GRID).astype(int)
+    (x0, y0), (x1, y1) = low, np.maximum(high, low + 1)  # a cell may be less than a pixel
+    return int(x0), int(y0), int(x1), int(y1)
 
 
 def object_box(saliency: np.ndarray, threshold: float) -> Box:

@@ -71,6 +71,20 @@ def class_activation_maps(features: Array, weights: Array) -> Array:
     return maps.reshape(batch, height, width)
 
 
+def difference_maps(features: Array, answers: Array, others: Array) -> Array:
+    """What each place adds to the lead of one class over another: of both maps the difference.
+
+    Args:
+        features: float B x C x h x w, the maps under global average pooling.
+        answers: float B x C, the linear layer's weights of one class an image.
+        others: the same of another class.
+
+    Returns:
+        float B x h x w; the sum of a map is the difference of both logits without their bias.
+    """
+    return class_activation_maps(features, answers - others) / features[0, 0].size
+
+
 def predicted_class_maps(
     features: Array, logits: Array, weights: Array, views: int
 ) -> tuple[Array, Array]:

@@ -30,6 +30,11 @@ class Familiarity(nn.Module):
         known: photographs that it was measured on.
     """
 
+    centre: torch.Tensor
+    whitening: torch.Tensor
+    directions: torch.Tensor
+    known: torch.Tensor
+
     def __init__(self, width: int, classes: int, known: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
@@ -39,11 +44,14 @@ class Familiarity(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features, float B x D, to familiarities, float B, 0..1; 1 where none could be judged."""
-        centre, whitening, directions, known = self.buffers()
-        found = nearness((features.float() - centre) @ whitening, directions)
-        if not len(known):
+        found = nearness(self.whitened(features), self.directions)
+        if not len(self.known):
             return torch.ones_like(found)
-        return torch.searchsorted(known, found, right=True) / len(known)
+        return torch.searchsorted(self.known, found, right=True) / len(self.known)
+
+    def whitened(self, features: torch.Tensor) -> torch.Tensor:
+        """Features, float B x D, seen from the classes' centre, as their covariance sees them."""
+        return (features.float() - self.centre) @ self.whitening
 
 
 def read_familiarity(path: Path) -> tuple[Familiarity, dict[str, Any]]:

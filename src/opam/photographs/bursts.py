@@ -6,9 +6,11 @@ on one split. Two photographs are near when their distance is well below what is
 class. Average linkage keeps a class of like photographs from becoming one chain.
 """
 
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,14 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from opam.networks.backbones import backbone
 from opam.networks.backbones.backbone import BackboneParams, create_backbone
+from opam.networks.backbones.weights import state_digest
 from opam.photographs.descriptors import opened
 from opam.photographs.groups import joined
 from opam.pipeline.device import ExecutionParams, prepare_device
+from opam.pipeline.environment import installed_versions
+from opam.pipeline.kept import of_each, version_of
 from opam.pipeline.progress import progress
 
 NETWORK = BackboneParams(name="tf_efficientnet_lite0", weights="package")
@@ -83,34 +89,47 @@ def in_time(labels: np.ndarray, taken: np.ndarray, cameras: np.ndarray) -> np.nd
 
 
 def describe(pictures: Sequence[bytes], execution: ExecutionParams) -> list[np.ndarray]:
-    """What the network says of each photograph, as two tables of features.
+    """What the network says of each photograph, as two tables of features; kept by content.
 
     Args:
         pictures: as `descriptors.Descriptor` holds them.
-        execution: device and threads; 32 bits throughout, for both to agree.
+        execution: device, threads, room for what is kept; 32 bits throughout, for CPU and GPU to
+            agree.
 
     Returns:
         float32 N x D: what it shows; and where in it what is.
     """
     device = prepare_device(execution)
     network = create_backbone(NETWORK).eval().to(memory_format=torch.channels_last).to(device)
-    shows, places = [], []
+    how = state_digest(network.body), execution.same_bits(), installed_versions()
+    version = version_of("bursts", [Path(__file__), *_backbones()], *how)
+    digests = [hashlib.sha256(each).hexdigest() for each in pictures]
     outputs: list[torch.Tensor] = []
     hook = network.body.get_submodule(LAYER).register_forward_hook(
         lambda _m, _i, output: outputs.append(output)
     )
-    batches = range(0, len(pictures), BATCH)
-    try:
+
+    def computed(places: list[int]) -> Iterator[np.ndarray]:
+        batches = range(0, len(places), BATCH)
         for start in progress(batches, len(batches), "finding bursts", "batches"):
-            images = np.stack([opened(each) for each in pictures[start : start + BATCH]])
+            own = [opened(pictures[place]) for place in places[start : start + BATCH]]
+            images = np.stack([*own, *own[-1:] * (BATCH - len(own))])  # as many, the same bits
             with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
                 maps = network(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             cells = torch.nn.functional.adaptive_avg_pool2d(outputs.pop(), CELLS)
-            shows.append(maps.mean((2, 3)).cpu().numpy())
-            places.append(cells.flatten(1).cpu().numpy())
+            found = torch.cat([maps.mean((2, 3)), cells.flatten(1)], 1)[: len(own)]
+            yield from found.cpu().numpy()[:, None, None]
+
+    try:
+        room = execution.decoded_gigabytes
+        found = np.concatenate([*of_each(version, digests, computed, np.float32, room)])[:, 0]
     finally:
         hook.remove()
-    return [np.concatenate(each) for each in (shows, places)]
+    return [found[:, : network.channels], found[:, network.channels :]]
+
+
+def _backbones() -> list[Path]:
+    return sorted(Path(backbone.__file__).parent.glob("*.py"))
 
 
 def in_features(labels: np.ndarray, features: Sequence[np.ndarray]) -> np.ndarray:

@@ -46,7 +46,11 @@ def fold_of(
 
 
 def validation_mask(
-    labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None
+    labels: np.ndarray,
+    share: float,
+    seed: int,
+    groups: np.ndarray | None = None,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
     """Bool N, a stratified share of the images, of whole groups.
 
@@ -58,6 +62,8 @@ def validation_mask(
         share: of each class, 0..1.
         seed: of the choice.
         groups: N, of any type; None: each image is its own.
+        order: N, of any type that sorts: in this order the images of a class are taken, whatever
+            other classes there are; None: it is drawn.
     """
     rng = np.random.default_rng(seed)
     mask = np.zeros(len(labels), dtype=bool)
@@ -74,7 +80,11 @@ def validation_mask(
             left[classes_of[each]] -= 1
 
     for own in range(len(left)):
-        members = rng.permutation(np.flatnonzero(label == own))
+        members = np.flatnonzero(label == own)
+        if order is None:
+            members = rng.permutation(members)
+        else:
+            members = members[np.argsort(order[members], kind="stable")]
         wanted = min(max(1, round(share * len(members))), len(members) - 1)
         mine, sizes = np.unique(group[members], return_counts=True)
         size_of = dict(zip(mine.tolist(), sizes.tolist(), strict=True))

@@ -14,6 +14,7 @@ from opam.photographs.folds import validation_mask
 from opam.pipeline.artifacts import GT_BOX
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.errors import OpamError
+from opam.pipeline.kept import digest_of
 from opam.pipeline.params import Params
 from opam.pipeline.processes import in_processes
 from opam.pipeline.progress import progress
@@ -125,15 +126,20 @@ def keep_every_class(images: pd.DataFrame, kept: pd.Series | np.ndarray, problem
 def draw_test(images: pd.DataFrame, test_fraction: float, seed: int) -> pd.DataFrame:
     """The images with a stratified share for test, where the data set gives no split.
 
+    What is drawn hangs on the photographs' content: a class that comes, goes or is renamed leaves
+    the other photographs where they are, so that figures before and after can be compared.
+
     Args:
-        images: with ``class_name``, ``split`` (missing where none is given) and ``group``.
+        images: with ``class_name``, ``split`` (missing where none is given), ``group`` and
+            ``sha256``.
         test_fraction: share of each class, of whole groups.
         seed: of the choice.
     """
     if images["split"].notna().any():
         return images
     names, groups = (images[name].to_numpy(object) for name in ("class_name", "group"))
-    mask = validation_mask(names, test_fraction, seed, groups)
+    order = np.array([digest_of(seed, each) for each in images["sha256"]])
+    mask = validation_mask(names, test_fraction, seed, groups, order)
     return images.assign(split=np.where(mask, "test", "train"))
 
 

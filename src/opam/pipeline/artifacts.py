@@ -110,6 +110,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             "name": pa.string(),
             "probabilities": pa.list_(pa.float32()),
         },
+        "known": {
+            **_ID,
+            "label": pa.int32(),
+            "features": pa.list_(pa.float16()),
+            "picture": pa.binary(),
+        },
         "view_features": {**_ID, "features": pa.list_(pa.float32())},
         "out_of_fold": {
             **_ID,

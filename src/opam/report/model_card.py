@@ -58,6 +58,9 @@ frequencies. Measure it on your own photographs before decisions depend on it.
 
     opam predict photographs/ --bundle . --out results.csv
 
+`known.parquet` holds small pictures of the training photographs, which `--explain` shows; all else
+works without it.
+
 ## Made from
 
 {photographs["train"]} photographs for training, {photographs["val"]} for val and

@@ -20,8 +20,15 @@ LARGEST_ZOOM = 4.0
 COLOURS = ("#ffb000", "#00c8ff", "#ff5fb0", "#7ddc4c")
 """Of parts, by cluster; the object is white."""
 
+BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
+"""Of original, object, part and fused."""
+
+FOR, AGAINST = (214, 39, 40), (31, 90, 200)
+"""Where a map is positive, and where it is negative."""
+
 INK, GREY, PAPER = "#1c1c1e", "#5f6368", "white"
 HEAT_OPACITY = 0.55
+SIGNED_OPACITY = 0.85
 DARKENED = 0.35
 
 LARGE, MEDIUM, SMALL = 22, 17, 14
@@ -61,6 +68,22 @@ class Sketch:
         colours = cv2.cvtColor(cv2.applyColorMap(steps, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
         layer = Image.fromarray(colours).resize(self.size, Image.Resampling.BILINEAR)
         self.picture = Image.blend(self.picture, layer, HEAT_OPACITY)
+
+    def signed(self, values: np.ndarray) -> None:
+        """Lay a map over the photograph, which loses its colours: `FOR` and `AGAINST`.
+
+        Args:
+            values: float h x w, of any size; the farthest from 0 is opaque, as far as any is.
+        """
+        most = float(np.abs(values).max()) or 1.0
+        scaled = cv2.resize(
+            (values / most).astype(np.float32), self.size, interpolation=cv2.INTER_LINEAR
+        )
+        opacity = SIGNED_OPACITY * np.abs(scaled)[..., None]
+        grey = np.asarray(self.picture.convert("L").convert("RGB"), dtype=np.float32)
+        colours = np.where(scaled[..., None] > 0, FOR, AGAINST)
+        mixed = np.rint(grey * (1 - opacity) + colours * opacity)
+        self.picture = Image.fromarray(mixed.astype(np.uint8))
 
     def darken(self, pixels: np.ndarray) -> None:
         """Darken some pixels, bool H x W."""
@@ -127,6 +150,36 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]], colours: Sequence[str]) ->
             write(pen, place, f"{value:.1%}", 11, GREY, anchor="lm")
             top += height
         top += 4
+    return picture
+
+
+def gallery(pictures: Sequence[tuple[np.ndarray, str]], columns: int) -> Image.Image:
+    """Pictures in a row, as wide as a panel, with a few words under each.
+
+    Args:
+        pictures: uint8 H x W x 3, and the words; at most ``columns`` of them.
+        columns: places for pictures.
+    """
+    side = (WIDTH - (columns - 1) * SMALL) // columns
+    row = Image.new("RGB", (WIDTH, side + 2 * SMALL + 8), PAPER)
+    pen = ImageDraw.Draw(row)
+    for place, (pixels, words) in enumerate(pictures):
+        x = place * (side + SMALL)
+        scale = min(side / pixels.shape[1], side / pixels.shape[0])
+        size = [max(1, round(each * scale)) for each in pixels.shape[1::-1]]
+        picture = Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC)
+        row.paste(picture, (x + (side - size[0]) // 2, (side - size[1]) // 2))
+        write(pen, (x + side / 2, side + 4), words, SMALL, GREY, anchor="ma")
+    return row
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, as wide as a panel."""
+    picture = Image.new("RGB", (WIDTH, sum(each.height for each in pictures)), PAPER)
+    top = 0
+    for each in pictures:
+        picture.paste(each, (0, top))
+        top += each.height
     return picture
 
 

@@ -26,10 +26,9 @@ from opam.pipeline.artifacts import (
 )
 from opam.pipeline.errors import OpamError
 from opam.pipeline.params import read_params
-from opam.report.panels import COLOURS, Panel, Sketch, bars, remark, sheet
+from opam.report.panels import BRANCH_COLOURS, COLOURS, Panel, Sketch, bars, remark, sheet
 
 SHOWN = (*BRANCHES, "fused")
-BRANCH_COLOURS = ("#8a9bb4", "#4f7fc4", "#63b3a4", "#d4622a")
 
 PROPOSAL, PATCH, OBJECT, TRUE_BOX = "#40e0ff", "#ffe14d", "white", "#7ddc4c"
 LABELLED = 6

@@ -1,40 +1,37 @@
-"""A page in the browser that labels photographs: ``opam serve``.
+"""The page, and what answers behind it.
 
-One process, one page, one endpoint. A photograph is decoded and classified in memory, one at a
-time, and forgotten: nothing is written to disk. Nothing on the page comes from elsewhere.
+One process, one page, one question: what is on this photograph? A photograph is decoded and
+classified in memory and forgotten: nothing is written to disk. Nothing on the page comes from
+elsewhere.
 """
 
+import asyncio
 import base64
-import contextlib
 import hashlib
 import json
-import logging
 import re
-import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from opam.app.bundle import ACCEPTED
 from opam.app.classifier import Classification, Classifier
+from opam.app.serve.batches import Batches, NotClassified
+from opam.app.serve.observing import Observed
 from opam.method.fusion import BRANCHES
-from opam.photographs.decoding.images import Photograph, decode_photograph
-from opam.pipeline.errors import OpamError, cause
+from opam.photographs.decoding.images import Photograph
+from opam.pipeline.errors import OpamError
 from opam.report.panels import COLOURS
-
-try:
-    import python_multipart  # noqa: F401
-    import uvicorn
-    from fastapi import FastAPI, HTTPException, Request, Response
-    from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import HTMLResponse
-    from starlette.datastructures import UploadFile
-    from starlette.formparsers import MultiPartException, MultiPartParser
-except ImportError as error:
-    raise OpamError(f"{error.name} is not installed; `pip install 'opam[serve]'`") from None
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -45,59 +42,123 @@ MEGABYTE = 1_000_000
 FRAME = 10_000
 """Bytes that a form may have around the photograph."""
 
-CONCURRENT = 16
-"""Requests at once; more are told to come back later."""
+BODY_SECONDS = 30.0
+"""A request's body must be there by then."""
 
-log = logging.getLogger(__name__)
+RETRY_AFTER = "1"
+"""Seconds until who was turned away may come again."""
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+"""Names of the server that are always allowed."""
+
+PROBES = ("/health", "/ready")
+"""Answered under any name: who probes knows the server by an address, and learns nothing more."""
 
 
-def create_app(classifier: Classifier, max_bytes: int) -> FastAPI:
-    """The page, and ``POST /predict`` behind it.
+def create_app(
+    batches: Batches,
+    max_bytes: int,
+    max_waiting: int,
+    allowed_hosts: Sequence[str] = LOCAL,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Observed:
+    """The page, ``POST /predict`` behind it, and what those ask who run it.
 
     ``/predict`` takes a form (multipart) with one file, and answers with JSON: what `answer`
-    gives, or ``detail``, one sentence, and status 400 (no photograph), 413 (too large) or 500.
+    gives, or ``detail``, one sentence, and status 400 (no photograph), 408 (too slow), 413 (too
+    large), 500, or 503 with ``Retry-After`` (no bundle yet, too many wait, or the server stops).
+    ``/health`` answers as long as the process lives, ``/ready`` with 503 where ``/predict`` would
+    for other reasons than those who wait; ``/metrics`` is for Prometheus.
 
     Args:
-        classifier: a loaded bundle.
+        batches: what classifies, as soon as it has a bundle.
         max_bytes: larger photographs are refused.
+        max_waiting: requests that may wait for an answer.
+        allowed_hosts: names of the server; requests for another get 400, but `PROBES`.
+        stopping: whether the server is.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(HostCheck, allowed_hosts=allowed_hosts, www_redirect=False)
     page = page_html(max_bytes)
-    headers = security_headers(page)
-    one_at_a_time = Lock()
-
-    @app.middleware("http")
-    async def secured(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        response = await call_next(request)
-        response.headers.update(headers)
-        return response
+    measures = batches.measures
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
         return page
 
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    def loaded() -> Classifier:
+        if stopping():
+            raise later("The server is stopping")
+        if batches.classifier is None:
+            raise later("The bundle is being loaded")
+        return batches.classifier
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        loaded()
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(measures.registry), media_type=CONTENT_TYPE_LATEST)
+
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
-        content = await uploaded(request, max_bytes)
-        return await run_in_threadpool(classify, content)
+        classes = loaded().classes
+        if measures.waiting >= max_waiting:
+            raise later("Too many photographs wait already; try again in a moment")
+        measures.waiting += 1
+        try:
+            content = await in_time(uploaded(request, max_bytes))
+            photograph, found = await asyncio.wrap_future(batches.ask(content))
+        except OpamError as error:
+            raise HTTPException(400, str(error)) from None
+        except NotClassified:
+            message = "The photograph could not be classified; the server's log says why"
+            raise HTTPException(500, message) from None
+        except asyncio.CancelledError:  # uvicorn's, where stopping takes too long
+            raise later("The server is stopping") from None
+        finally:
+            measures.waiting -= 1
+        return answer(photograph, found, classes)
 
-    def classify(content: bytes) -> dict[str, Any]:
-        with one_at_a_time:  # decoding too: the largest that is let through takes 5 GB
-            try:
-                side = classifier.steps["max_side"]
-                photograph = decode_photograph(content, "The photograph", side)
-            except OpamError as error:
-                raise HTTPException(400, str(error)) from None
-            try:
-                return answer(photograph, classifier(photograph), classifier.classes)
-            except Exception:
-                log.exception("a photograph could not be classified")
-                message = "The photograph could not be classified; the server's log says why"
-                raise HTTPException(500, message) from None
+    return Observed(app, measures, security_headers(page))
 
-    return app
+
+class HostCheck(TrustedHostMiddleware):
+    """Refuses requests for a server of another name: a site's that points its name here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as an ASGI app."""
+        if scope.get("path") in PROBES:
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def later(why: str) -> HTTPException:
+    """To tell who asks to come again."""
+    return HTTPException(503, why, {"Retry-After": RETRY_AFTER})
+
+
+async def in_time(upload: Awaitable[bytes]) -> bytes:
+    """What is uploaded.
+
+    Raises:
+        HTTPException: 408 where it takes too long, 400 where who sends it goes away.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await upload
+    except TimeoutError:
+        message = f"The photograph did not arrive within {BODY_SECONDS:g} seconds"
+        raise HTTPException(408, message, {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "The photograph did not arrive") from None
 
 
 async def uploaded(request: Request, max_bytes: int) -> bytes:
@@ -215,39 +276,3 @@ def security_headers(page: str) -> dict[str, str]:
         "Cross-Origin-Resource-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        OpamError: the address is not this machine's, or the port is taken.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise OpamError(
-            f"{host}, port {port}: cannot listen there ({cause(error)}); take another --host or "
-            "--port"
-        ) from None
-
-
-def serve(bundle: Path, host: str, port: int, device: str, max_megabytes: int) -> None:
-    """Load a bundle and answer until interrupted.
-
-    Raises:
-        OpamError: the bundle cannot be loaded, or the address is taken.
-    """
-    with listen(host, port) as listening:
-        classifier = Classifier.load(bundle, device)
-        config = uvicorn.Config(
-            create_app(classifier, max_megabytes * MEGABYTE),
-            log_level="warning",
-            limit_concurrency=CONCURRENT,
-            server_header=False,
-        )
-        shown = f"[{host}]" if ":" in host else host
-        print(f"http://{shown}:{listening.getsockname()[1]}  (stop with Ctrl+C)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
