@@ -3,13 +3,14 @@
 Run by itself: ``python stages/extract_objects.py``.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from opam.method.objects import ObjectParams, chosen_map, find_object
+from opam.method.objects import ObjectParams, chosen_map, object_or_window
 from opam.method.saliency import to_image
 from opam.pipeline.artifacts import BOX, read_table, read_table_in_pieces, write_table
 from opam.pipeline.params import read_params
@@ -40,10 +41,16 @@ def main() -> None:
         saliency = to_image(
             chosen_map(cam, common, params), *manifest.loc[image_id, ["height", "width"]]
         )
-        box, fallback = find_object(saliency, params.threshold)
+        box, fallback = object_or_window(saliency, cam, params)
         rows.append((image_id, *box, label, fallback))
     columns = ["image_id", *BOX, "predicted_label", "fallback"]
-    write_table(OBJECTS, "objects", pd.DataFrame(rows, columns=columns))
+    objects = pd.DataFrame(rows, columns=columns)
+    write_table(OBJECTS, "objects", objects)
+    none = (objects["fallback"] != "none").mean()
+    if none > 0.5:
+        print(
+            f"no one object in {none:.0%} of the photographs: see docs/method.md", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

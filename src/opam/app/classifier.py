@@ -25,7 +25,7 @@ from opam.engine.scoring import by_cluster, probabilities
 from opam.method.alignment import assign_parts
 from opam.method.colocalization import ColocalizationParams, Direction, object_maps
 from opam.method.fusion import BRANCHES, FUSED, PROBE, Rule, branch_answers
-from opam.method.objects import ObjectParams, chosen_map, find_object
+from opam.method.objects import ObjectParams, chosen_map, object_or_window
 from opam.method.parts import PartParams, choose_parts
 from opam.method.proposals import ProposalParams, propose
 from opam.method.saliency import (
@@ -225,7 +225,7 @@ class Classifier:
         for size, cam, shared, candidates in zip(sizes, cams, common, proposals, strict=True):
             width, height = size
             found = to_image(chosen_map(cam, shared, self.steps["objects"]), height, width)
-            box, fallback = find_object(found, self.steps["objects"].threshold)
+            box, fallback = object_or_window(found, cam, self.steps["objects"])
             chosen, selection = choose_parts(
                 to_image(cam, height, width), np.array(box), candidates, self.steps["parts"]
             )
