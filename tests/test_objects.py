@@ -9,6 +9,7 @@ from opam.method.objects import (
     ObjectParams,
     find_object,
     object_box,
+    object_crops,
     object_or_window,
     on_grid,
     telling_window,
@@ -162,3 +163,15 @@ def test_the_papers_map_gives_no_window() -> None:
     cam = np.arange(1024, dtype=np.float32).reshape(32, 32)
     found = object_or_window(np.ones((8, 8), dtype=np.float32), cam, ObjectParams(map="cam"))
     assert found == ((0, 0, 8, 8), "none")
+
+
+def test_the_object_is_looked_at_alone_and_a_window_with_the_quarters() -> None:
+    box = (0, 4, 90, 60)
+    assert object_crops(box, "none", 100, 60) == object_crops(box, "whole_image", 100, 60) == [box]
+    window = telling_window(np.eye(GRID), 101, 61)
+    first, *quarters = object_crops(window, "window", 101, 61)
+    assert first == window
+    covered = np.zeros((61, 101), dtype=int)
+    for x0, y0, x1, y1 in quarters:
+        covered[y0:y1, x0:x1] += 1
+    assert (covered == 1).all()

@@ -4,8 +4,9 @@ Of a map M, 0..1, the largest connected region in which
 
     M(x, y) >= threshold.
 
-Where that is the whole photograph there is no one object: shelves, crates, herds. A crop of half
-the sides then shows each of the many at twice the scale, and stands in where the class shows most.
+Where that is the whole photograph there is no one object: shelves, crates, herds. A window of half
+the sides then shows each of the many at twice the scale: the one where the class shows most stands
+in, and with it the four quarters are looked at.
 
 >>> saliency = np.zeros((6, 8))
 >>> saliency[1:4, 3:7] = 0.9
@@ -115,6 +116,26 @@ def telling_window(cam: np.ndarray, width: int, height: int) -> Box:
     cells = cv2.resize(cam.astype(np.float64), (GRID, GRID), interpolation=cv2.INTER_AREA)
     windows = np.lib.stride_tricks.sliding_window_view(cells, (WINDOW, WINDOW)).mean((2, 3))
     y, x = np.unravel_index(windows.argmax(), windows.shape)
+    return _window(int(x), int(y), width, height)
+
+
+def object_crops(box: Box, fallback: str, width: int, height: int) -> list[Box]:
+    """The boxes that stand for the object: its own first, and where there is no one the quarters.
+
+    Args:
+        box: of `object_or_window`.
+        fallback: of it.
+        width: of the photograph, pixels.
+        height: of it.
+    """
+    if fallback != "window":
+        return [box]
+    places = [(x, y) for y in (0, WINDOW) for x in (0, WINDOW)]
+    return [box, *(_window(x, y, width, height) for x, y in places)]
+
+
+def _window(x: int, y: int, width: int, height: int) -> Box:
+    """`WINDOW` cells from x, y of the grid, in pixels."""
     corners = np.array([[x, y], [x + WINDOW, y + WINDOW]]) * [width, height] / GRID
     (x0, y0), (x1, y1) = np.rint(corners).astype(int).tolist()
     return on_grid((x0, y0, x1, y1), width, height)
