@@ -165,13 +165,14 @@ def test_the_papers_map_gives_no_window() -> None:
     assert found == ((0, 0, 8, 8), "none")
 
 
-def test_the_object_is_looked_at_alone_and_a_window_with_the_quarters() -> None:
+def test_the_object_is_looked_at_alone_and_a_window_with_nine_more() -> None:
     box = (0, 4, 90, 60)
     assert object_crops(box, "none", 100, 60) == object_crops(box, "whole_image", 100, 60) == [box]
     window = telling_window(np.eye(GRID), 101, 61)
-    first, *quarters = object_crops(window, "window", 101, 61)
+    first, *nine = object_crops(window, "window", 101, 61)
     assert first == window
     covered = np.zeros((61, 101), dtype=int)
-    for x0, y0, x1, y1 in quarters:
+    assert len(set(nine)) == 9
+    for x0, y0, x1, y1 in [nine[corner] for corner in (0, 2, 6, 8)]:
         covered[y0:y1, x0:x1] += 1
     assert (covered == 1).all()

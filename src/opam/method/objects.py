@@ -6,7 +6,7 @@ Of a map M, 0..1, the largest connected region in which
 
 Where that is the whole photograph there is no one object: shelves, crates, herds. A window of half
 the sides then shows each of the many at twice the scale: the one where the class shows most stands
-in, and with it the four quarters are looked at.
+in, and with it nine are looked at, in steps of a quarter.
 
 >>> saliency = np.zeros((6, 8))
 >>> saliency[1:4, 3:7] = 0.9
@@ -120,7 +120,7 @@ def telling_window(cam: np.ndarray, width: int, height: int) -> Box:
 
 
 def object_crops(box: Box, fallback: str, width: int, height: int) -> list[Box]:
-    """The boxes that stand for the object: its own first, and where there is no one the quarters.
+    """The boxes that stand for the object: its own first; where there is no one, nine windows too.
 
     Args:
         box: of `object_or_window`.
@@ -130,8 +130,8 @@ def object_crops(box: Box, fallback: str, width: int, height: int) -> list[Box]:
     """
     if fallback != "window":
         return [box]
-    places = [(x, y) for y in (0, WINDOW) for x in (0, WINDOW)]
-    return [box, *(_window(x, y, width, height) for x, y in places)]
+    steps = range(0, GRID - WINDOW + 1, WINDOW // 2)
+    return [box, *(_window(x, y, width, height) for y in steps for x in steps)]
 
 
 def _window(x: int, y: int, width: int, height: int) -> Box:
