@@ -88,7 +88,7 @@ def figures(data: Path) -> dict[str, float]:
     equal = fuse(np.stack(means), [1 / len(means)] * len(means), fusion["rule"])
     right = equal.argmax(1) == images["label"].to_numpy()
     found["equal weights"] = float(right[(images["split"] == "test").to_numpy()].mean())
-    if "object_box" in metrics:
+    if "corloc" in metrics.get("object_box", {}):
         found["CorLoc"] = metrics["object_box"]["corloc"]
     return found
 

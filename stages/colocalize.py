@@ -3,6 +3,7 @@
 Run by itself: ``python stages/colocalize.py``.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from joblib import Parallel, delayed
 from opam.engine.crops.batches import CropBatches
 from opam.engine.forward import forward_by_maps, kept_as, whole_groups
 from opam.method.colocalization import (
+    CLEAR,
     MOST,
     TIMES,
     ColocalizationParams,
     agreement,
+    border_contrast,
     joined,
     moments,
+    no_direction,
     object_maps,
     principal_component,
     project,
@@ -90,8 +94,16 @@ def main() -> None:
             if told:
                 yield agreement(maps[told], np.stack([shares[i] for i in told]))
 
-    for _ in range(TIMES):
-        direction = shared_direction(places, agreed()) or direction
+    if (contrast := border_contrast(places, direction)) < CLEAR:
+        print(
+            f"the photographs' borders look like the rest of them ({contrast:.2f} standard "
+            "deviations apart): nothing is taken for the one object of each",
+            file=sys.stderr,
+        )
+        direction = no_direction(places)
+    else:
+        for _ in range(TIMES):
+            direction = shared_direction(places, agreed()) or direction
     views = batches_of(manifest, [False, True])
     image_ids = manifest["image_id"].to_numpy()
 

@@ -101,11 +101,14 @@ def main() -> None:
             )
             for level, parents in enumerate(levels, start=1)
         }
+    fallbacks = objects.loc[images["image_id"][test], "fallback"]
+    located = {"whole_photograph": float((fallbacks != "none").mean())}
     boxed = manifest.loc[images["image_id"][test]].dropna(subset=GT_BOX)
     if len(boxed):
         found = objects.loc[boxed.index, BOX].to_numpy(np.float64)
         iou = box_iou(found, boxed[GT_BOX].to_numpy(np.float64))
-        metrics["object_box"] = {"corloc": corloc(iou), "mean_iou": float(iou.mean())}
+        located |= {"corloc": corloc(iou), "mean_iou": float(iou.mean())}
+    metrics["object_box"] = located
     write_json(DATA / "metrics.json", metrics)
 
     test_ids = set(images["image_id"][test])

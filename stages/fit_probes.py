@@ -40,7 +40,7 @@ from opam.pipeline.resume import finish
 from opam.pipeline.stage import run
 
 MANIFEST = Path("data/manifest.parquet")
-OBJECTS = Path("data/objects.parquet")
+OBJECT_CROPS = Path("data/object_crops.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
 NEURON_CLUSTERS = Path("data/neuron_clusters.json")
 MODELS = Path("data/models")
@@ -60,7 +60,7 @@ def main() -> None:
 
     named = training[NAMED]
     whole = whole_photographs(training)
-    objects = named.merge(read_table(OBJECTS, "objects"))
+    objects = named.merge(read_table(OBJECT_CROPS, "object_crops"))
     parts = named.merge(read_table(ALIGNED_PARTS, "aligned_parts"))
     of_objects = {"photographs": whole, "objects": objects}
     of_parts = by_cluster(parts, read_json(NEURON_CLUSTERS)["clusters"])
@@ -88,6 +88,7 @@ def main() -> None:
         settings = {"backbone": backbone_params.name, "input_size": size, "resize": size}
         write_network(MODELS / f"{name}.safetensors", network, settings)
         write_table(OUT_OF_FOLD / f"{name}.parquet", "out_of_fold", rows)
+    objects = objects.drop_duplicates("image_id", ignore_index=True)
     own = partial(features, params.input_size, objects, "objects")
     labels, groups = objects["label"].to_numpy(), objects["group"].to_numpy()
     known = fit_familiarity(own, labels, classes, seed, groups, device)

@@ -59,10 +59,12 @@ def boxes_of(name: str, training: pd.DataFrame, params: Any) -> dict[str, pd.Dat
         if params.patches_per_image:
             surest = surest.groupby("image_id").head(params.patches_per_image)
         patches = named.merge(surest[["image_id", *BOX]])
-        return {"photographs and patches": pd.concat([whole, patches], ignore_index=True)}
+        both = whole.assign(asked=True), patches.assign(asked=False)
+        return {"photographs and patches": pd.concat(both, ignore_index=True)}
     if name == "objectnet":
-        objects = named.merge(read_table(DATA / "objects.parquet", "objects")[["image_id", *BOX]])
-        return {"objects and photographs": pd.concat([objects, whole], ignore_index=True)}
+        objects = named.merge(read_table(DATA / "object_crops.parquet", "object_crops"))
+        both = objects.assign(asked=True), whole.assign(asked=False)
+        return {"objects and photographs": pd.concat(both, ignore_index=True)}
     parts = named.merge(read_table(DATA / "aligned_parts.parquet", "aligned_parts"))
     return by_cluster(parts, read_json(DATA / "neuron_clusters.json")["clusters"])
 
@@ -90,8 +92,8 @@ def main() -> None:
     network, discriminants = fit_network(backbone, kinds, features, classes, seed, device, pooled)
     settings = {"backbone": called, "input_size": params.input_size, "resize": params.input_size}
     rows = held_out(kinds, discriminants)
-    if name in ("classnet", "objectnet"):  # the first box of a photograph is what it will be asked
-        rows = rows.drop_duplicates("image_id")
+    if name in ("classnet", "objectnet"):  # others are fitted on beside what it will be asked
+        rows = rows[rows["asked"]]
     if name != "filternet":
         write_table(DATA / f"out_of_fold/{name}.parquet", "out_of_fold", rows)
     write_network(DATA / f"models/{name}.safetensors", network, settings)

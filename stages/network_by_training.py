@@ -63,7 +63,8 @@ def main() -> None:
     else:
         network, settings = read_network(MODELS / "classnet.safetensors")
         backbone = settings["backbone"]
-        objects, val = boxes_of(read_table(DATA / "objects.parquet", "objects"), manifest)
+        crops = read_table(DATA / "object_crops.parquet", "object_crops")
+        objects, val = boxes_of(crops.drop_duplicates("image_id"), manifest)
         training = pd.concat([whole, objects], ignore_index=True)
     if name == "partnet":  # a linear layer for each cluster of parts, on shared features
         network = with_heads(network, read_json(DATA / "neuron_clusters.json")["clusters"])

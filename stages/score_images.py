@@ -26,7 +26,7 @@ from opam.pipeline.stage import run
 
 RAW = Path("data/raw.zip")
 MANIFEST = Path("data/manifest.parquet")
-OBJECTS = Path("data/objects.parquet")
+OBJECT_CROPS = Path("data/object_crops.parquet")
 ALIGNED_PARTS = Path("data/aligned_parts.parquet")
 MODELS = Path("data/models")
 OUT_OF_FOLD = Path("data/out_of_fold")
@@ -135,17 +135,22 @@ def main() -> None:
     execution = read_params("execution", ExecutionParams)
     manifest = read_table(MANIFEST, "manifest")
     images = manifest[manifest["split"] != "train"]
-    objects = read_table(OBJECTS, "objects").set_index("image_id")
+    objects = dict(iter(read_table(OBJECT_CROPS, "object_crops").groupby("image_id")))
     parts = dict(iter(read_table(ALIGNED_PARTS, "aligned_parts").groupby("image_id")))
 
     ids = images["image_id"].tolist()
     only_head = [np.zeros(1, dtype=np.int64)] * len(ids)
     whole = [np.array([[0, 0, w, h]]) for w, h in images[["width", "height"]].to_numpy()]
-    object_boxes = list(objects.loc[ids, BOX].to_numpy()[:, None])
+    object_boxes = [objects[image_id][BOX].to_numpy() for image_id in ids]
     part_boxes = [parts[image_id][BOX].to_numpy() for image_id in ids]
     clusters = [parts[image_id]["cluster"].to_numpy() for image_id in ids]
     inputs = fingerprint(
-        RAW, MANIFEST, OBJECTS, ALIGNED_PARTS, mirrored=mirrored, execution=execution.same_bits()
+        RAW,
+        MANIFEST,
+        OBJECT_CROPS,
+        ALIGNED_PARTS,
+        mirrored=mirrored,
+        execution=execution.same_bits(),
     )
     read = Photographs(manifest, execution.decoded_gigabytes)
     of = Scored(images, inputs, mirrored, execution, read)
@@ -162,7 +167,7 @@ def main() -> None:
 
     [original] = tables_of("classnet", whole, only_head)
     write_table(SCORES / "original.parquet", "scores", original)
-    [by_object] = tables_of("objectnet", object_boxes, only_head)
+    [by_object] = tables_of("objectnet", object_boxes, [0 * each[:, 0] for each in object_boxes])
     write_table(SCORES / "object.parquet", "scores", by_object)
     by_parts = tables_of("partnet", part_boxes, clusters)
     tables = [own.assign(cluster=cluster) for cluster, own in enumerate(by_parts)]
@@ -170,7 +175,8 @@ def main() -> None:
     write_table(SCORES / "clusters.parquet", "cluster_scores", table)
 
     both = [np.vstack(boxes) for boxes in zip(whole, object_boxes, strict=True)]
-    by_probes = tables_of("probes", both, [np.arange(2)] * len(ids))
+    heads = [np.arange(len(boxes)).clip(max=1) for boxes in both]
+    by_probes = tables_of("probes", both, heads)
     by_probes += tables_of("part_probes", part_boxes, clusters)
     names = ["original", "object", *(f"cluster {each}" for each in range(len(by_parts)))]
     tables = [SCHEMAS["probe_scores"].empty_table().to_pandas()]

@@ -174,6 +174,7 @@ def write_figures(data: Path) -> None:
     figures = {"top5": 0.9, "macro_f1": 0.5, "calibration_error": 0.1}
     accuracy = dict.fromkeys(("original", "object", "part", "fused"), 0.5)
     metrics = {"images": 1, "accuracy": accuracy, "fused": interval | figures, "mcnemar_p": 0.5}
+    metrics["object_box"] = {"whole_photograph": 0.25}
     write_json(data / "metrics.json", metrics)
     row = {
         "branches": "original+object+part",

@@ -148,6 +148,15 @@ def test_the_card_says_what_was_measured(data: Path, bundle: Path) -> None:
     assert "CorLoc" in card or "IoU" in card
 
 
+def test_it_is_measured_how_often_there_is_no_one_object(data: Path) -> None:
+    objects = read_table(data / "objects.parquet", "objects").set_index("image_id")
+    answered = read_table(data / "predictions.parquet", "predictions")
+    test = answered.loc[answered["split"] == "test", "image_id"]
+    none = (objects.loc[test, "fallback"] != "none").mean()
+    metrics = json.loads((data / "metrics.json").read_text())
+    assert metrics["object_box"]["whole_photograph"] == pytest.approx(none)
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_predict_writes_a_row_a_photograph(
     bundle: Path, photographs: dict[str, Path], tmp_path: Path, ending: str

@@ -9,11 +9,14 @@ from sklearn.linear_model import Ridge
 from torch.nn import functional
 
 from opam.method.colocalization import (
+    CLEAR,
     RIDGE,
     Direction,
     agreement,
+    border_contrast,
     joined,
     moments,
+    no_direction,
     principal_component,
     project,
     segment,
@@ -201,3 +204,25 @@ def test_feature_maps_are_those_of_the_named_module() -> None:
         for name in ("layer9", "head.fc"):
             with pytest.raises(OpamError, match=rf"colocalization\.layer.*{name}"):
                 backbone.feature_maps(images, name)
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_borders_tell_whether_there_is_one_object(one: bool) -> None:
+    """One in the middle, or rows that go through the photograph."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(0, 0.1, (40, 4, 12, 12))
+    if one:
+        maps[:, 0, 3:9, 3:9] += 3
+    else:
+        maps[:, 0] += 3 * rng.integers(0, 2, (40, 12, 1))
+    places = joined([moments(torch.from_numpy(maps))])
+    direction = principal_component(places)
+    contrast = border_contrast(places, direction)
+    assert (contrast > CLEAR) == one
+
+    every = project(torch.from_numpy(maps), direction).numpy()
+    edges = np.ones((12, 12), dtype=bool)
+    edges[1:-1, 1:-1] = False
+    literal = (every.mean() - every[:, edges].mean()) / every.std()
+    assert contrast == pytest.approx(literal, abs=1e-4)
+    assert not project(torch.from_numpy(maps), no_direction(places)).numpy().any()

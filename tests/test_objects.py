@@ -3,7 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opam.method.objects import GRID, ObjectParams, find_object, object_box, on_grid
+from opam.method.objects import (
+    GRID,
+    WINDOW,
+    ObjectParams,
+    find_object,
+    object_box,
+    object_crops,
+    object_or_window,
+    on_grid,
+    telling_window,
+)
 
 
 def literal_object(saliency: np.ndarray, threshold: float) -> tuple[tuple[int, ...], str]:
@@ -107,3 +117,62 @@ def test_boxes_end_at_the_nearest_of_a_few_places(data: st.DataObject) -> None:
 
 def test_what_moves_by_a_hair_stays_where_it_was() -> None:
     assert on_grid((101, 59, 301, 203), 500, 375) == on_grid((100, 60, 299, 204), 500, 375)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(32, 400), st.integers(32, 400))
+def test_the_window_is_the_best_of_all(seed: int, width: int, height: int) -> None:
+    cam = np.random.default_rng(seed).random((GRID, GRID))
+    places = range(GRID - WINDOW + 1)
+    means = {(x, y): cam[y : y + WINDOW, x : x + WINDOW].mean() for y in places for x in places}
+    x, y = max(means, key=lambda place: means[place])
+    expected = np.array([x, y, x + WINDOW, y + WINDOW]) * ([width, height] * 2) / GRID
+    box = telling_window(cam, width, height)
+    np.testing.assert_allclose(box, expected, atol=0.501)
+    assert on_grid(box, width, height) == box
+
+
+@pytest.mark.parametrize("common", [0.0, 1.0])
+def test_a_window_stands_in_where_no_one_object_is(common: float) -> None:
+    cam = np.zeros((32, 32), dtype=np.float32)
+    cam[20:30, 18:30] = 1
+    saliency = np.full((64, 96), common, dtype=np.float32)
+    (x0, y0, x1, y1), fallback = object_or_window(saliency, cam, ObjectParams())
+    assert fallback == "window"
+    assert (x1 - x0, y1 - y0) == (48, 32)
+    assert x0 <= 18 * 3 < 30 * 3 <= x1
+    assert y0 <= 20 * 2 < 30 * 2 <= y1
+
+
+def test_an_object_stays_an_object() -> None:
+    cam = np.zeros((32, 32), dtype=np.float32)
+    cam[:4, :4] = 1
+    saliency = np.zeros((64, 64), dtype=np.float32)
+    saliency[4:60, 2:62] = 1
+    assert object_or_window(saliency, cam, ObjectParams()) == ((2, 4, 62, 60), "none")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
+def test_a_class_map_that_says_nothing_gives_no_window(value: float) -> None:
+    cam = np.full((32, 32), value, dtype=np.float32)
+    found = object_or_window(np.zeros((6, 8), dtype=np.float32), cam, ObjectParams())
+    assert found == ((0, 0, 8, 6), "whole_image")
+
+
+def test_the_papers_map_gives_no_window() -> None:
+    cam = np.arange(1024, dtype=np.float32).reshape(32, 32)
+    found = object_or_window(np.ones((8, 8), dtype=np.float32), cam, ObjectParams(map="cam"))
+    assert found == ((0, 0, 8, 8), "none")
+
+
+def test_the_object_is_looked_at_alone_and_a_window_with_nine_more() -> None:
+    box = (0, 4, 90, 60)
+    assert object_crops(box, "none", 100, 60) == object_crops(box, "whole_image", 100, 60) == [box]
+    window = telling_window(np.eye(GRID), 101, 61)
+    first, *nine = object_crops(window, "window", 101, 61)
+    assert first == window
+    covered = np.zeros((61, 101), dtype=int)
+    assert len(set(nine)) == 9
+    for x0, y0, x1, y1 in [nine[corner] for corner in (0, 2, 6, 8)]:
+        covered[y0:y1, x0:x1] += 1
+    assert (covered == 1).all()

@@ -513,6 +513,7 @@ def test_copies_are_in_the_page(tmp_path: Path) -> None:
     assert EVIL not in section
     assert "train/0003.jpg" in section
     assert '<a href="#copies">' in html
+    assert "In 25.0% of the photographs no one object was found" in html
     # Parameters are shown as they are, with what all networks share.
     params = yaml.safe_load((folder / "params.yaml").read_text())
     shown = html[html.index('<pre tabindex="0">') :].split("</pre>")[0]

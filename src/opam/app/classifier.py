@@ -26,7 +26,7 @@ from opam.evaluation.hierarchy import probabilities_by_level
 from opam.method.alignment import assign_parts
 from opam.method.colocalization import ColocalizationParams, Direction, object_maps
 from opam.method.fusion import BRANCHES, FUSED, PROBE, Rule, branch_answers
-from opam.method.objects import ObjectParams, chosen_map, find_object
+from opam.method.objects import ObjectParams, chosen_map, object_crops, object_or_window
 from opam.method.parts import PartParams, choose_parts
 from opam.method.proposals import ProposalParams, propose
 from opam.method.saliency import (
@@ -228,15 +228,16 @@ class Classifier:
         cams = self._cams(photographs)
         common = self._common_maps(photographs)
 
-        boxes, parts, fallbacks = [], [], []
+        boxes, crops, parts, fallbacks = [], [], [], []
         for size, cam, shared, candidates in zip(sizes, cams, common, proposals, strict=True):
             width, height = size
             found = to_image(chosen_map(cam, shared, self.steps["objects"]), height, width)
-            box, fallback = find_object(found, self.steps["objects"].threshold)
+            box, fallback = object_or_window(found, cam, self.steps["objects"])
             chosen, selection = choose_parts(
                 to_image(cam, height, width), np.array(box), candidates, self.steps["parts"]
             )
             boxes.append(np.array(box, dtype=np.int32))
+            crops.append(np.array(object_crops(box, fallback, width, height)))
             parts.append(chosen)
             fallbacks.append((fallback, selection.fallback))
         clusters = self._clusters(photographs, parts)
@@ -246,13 +247,14 @@ class Classifier:
         by_parts = self._scores("part", photographs, parts, clusters)
         own = {
             "original": self._scores("original", photographs, whole, first)[0],
-            "object": self._scores("object", photographs, [box[None] for box in boxes], first)[0],
+            "object": self._scores("object", photographs, crops, [0 * c[:, 0] for c in crops])[0],
             **{f"cluster {cluster}": each for cluster, each in enumerate(by_parts)},
         }
         if any(name.endswith(PROBE) for name in self.weights[FUSED]):
-            both = [np.vstack(each) for each in zip(whole, boxes, strict=True)]
+            both = [np.vstack(each) for each in zip(whole, crops, strict=True)]
+            heads = [np.arange(len(each)).clip(max=1) for each in both]
             by_probes = [
-                *self._scores("probes", photographs, both, [np.arange(2)] * len(both)),
+                *self._scores("probes", photographs, both, heads),
                 *self._scores("part probes", photographs, parts, clusters),
             ]
             own |= {name + PROBE: each for name, each in zip([*own], by_probes, strict=True)}

@@ -147,7 +147,7 @@ def data_set() -> Check:
     from opam.pipeline.outside import given_photographs
 
     params = read_params("dataset", DatasetParams)
-    drawn = params.name == "synthetic_birds"
+    drawn = params.name in ("synthetic_birds", "synthetic_shelves")
     downloaded = params.name in ("oxford_pets", "flowers102", "fgvc_aircraft")
     raw = Path("data/raw.zip")
     if raw.exists():

@@ -4,6 +4,10 @@ Of a map M, 0..1, the largest connected region in which
 
     M(x, y) >= threshold.
 
+Where that is the whole photograph there is no one object: shelves, crates, herds. A window of half
+the sides then shows each of the many at twice the scale: the one where the class shows most stands
+in, and with it nine are looked at, in steps of a quarter.
+
 >>> saliency = np.zeros((6, 8))
 >>> saliency[1:4, 3:7] = 0.9
 >>> object_box(saliency, threshold=0.2)
@@ -12,6 +16,7 @@ Of a map M, 0..1, the largest connected region in which
 
 from typing import Literal
 
+import cv2
 import numpy as np
 from pydantic import Field
 from scipy import ndimage
@@ -22,6 +27,10 @@ Box = tuple[int, int, int, int]
 GRID = 32
 """Cells a side of a photograph at which objects end. Maps are no finer; and an object that moves by
 a hair, because a photograph came to the set, would be looked at anew by all that follows."""
+WHOLE = 0.95
+"""Of a photograph's area: a box of so much tells no object from it."""
+WINDOW = GRID // 2
+"""Cells a side of what is looked at where there is no one object."""
 
 
 class ObjectParams(Params):
@@ -70,6 +79,66 @@ def find_object(saliency: np.ndarray, threshold: float) -> tuple[Box, str]:
     rows, columns = ndimage.find_objects(regions)[int(pixels.argmax())]
     box = (columns.start, rows.start, columns.stop, rows.stop)
     return on_grid(box, width, height), "none"
+
+
+def object_or_window(
+    saliency: np.ndarray, cam: np.ndarray, params: ObjectParams
+) -> tuple[Box, str]:
+    """`find_object`, or where the photographs' common map finds no one object a window.
+
+    Args:
+        saliency: float H x W, 0..1, of `chosen_map`.
+        cam: float h x w, the class activation map.
+        params: which map it was, and its threshold.
+
+    Returns:
+        As `find_object`; or the `telling_window` and "window" where the box is `WHOLE`.
+    """
+    box, fallback = find_object(saliency, params.threshold)
+    height, width = saliency.shape
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    if params.map == "cam" or area < WHOLE * width * height or not np.ptp(cam) > 0:
+        return box, fallback
+    return telling_window(cam, width, height), "window"
+
+
+def telling_window(cam: np.ndarray, width: int, height: int) -> Box:
+    """The window of half the sides in which the class activation map is greatest.
+
+    Args:
+        cam: float h x w.
+        width: of the photograph, pixels.
+        height: of it.
+
+    Returns:
+        x0, y0, x1, y1, half-open, pixels, on the grid; the first in reading order among equals.
+    """
+    cells = cv2.resize(cam.astype(np.float64), (GRID, GRID), interpolation=cv2.INTER_AREA)
+    windows = np.lib.stride_tricks.sliding_window_view(cells, (WINDOW, WINDOW)).mean((2, 3))
+    y, x = np.unravel_index(windows.argmax(), windows.shape)
+    return _window(int(x), int(y), width, height)
+
+
+def object_crops(box: Box, fallback: str, width: int, height: int) -> list[Box]:
+    """The boxes that stand for the object: its own first; where there is no one, nine windows too.
+
+    Args:
+        box: of `object_or_window`.
+        fallback: of it.
+        width: of the photograph, pixels.
+        height: of it.
+    """
+    if fallback != "window":
+        return [box]
+    steps = range(0, GRID - WINDOW + 1, WINDOW // 2)
+    return [box, *(_window(x, y, width, height) for y in steps for x in steps)]
+
+
+def _window(x: int, y: int, width: int, height: int) -> Box:
+    """`WINDOW` cells from x, y of the grid, in pixels."""
+    corners = np.array([[x, y], [x + WINDOW, y + WINDOW]]) * [width, height] / GRID
+    (x0, y0), (x1, y1) = np.rint(corners).astype(int).tolist()
+    return on_grid((x0, y0, x1, y1), width, height)
 
 
 def on_grid(box: Box, width: int, height: int) -> Box:

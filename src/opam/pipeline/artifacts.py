@@ -73,6 +73,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             "predicted_label": pa.int32(),
             "fallback": pa.string(),
         },
+        "object_crops": {**_ID, **_BOX},
         "parts": {
             **_ID,
             "part": pa.int32(),

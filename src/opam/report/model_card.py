@@ -22,13 +22,17 @@ def model_card(bundle: dict[str, Any], backbone: str, metrics: dict[str, Any]) -
         for name, level in levels
     }
     rows = "\n".join(f"| {by} | {value:.1%} |" for by, value in {**accuracy, **coarser}.items())
-    box = metrics.get("object_box")
+    box = metrics.get("object_box", {})
     localisation = (
         f"The object box has IoU of at least 0.5 with the true one in {box['corloc']:.1%} of the "
         f"photographs (mean IoU {box['mean_iou']:.2f}); no box was trained on.\n"
-        if box
+        if "corloc" in box
         else "The data set has no boxes, so that localisation was not measured.\n"
     )
+    if box.get("whole_photograph"):
+        localisation += (
+            f"In {box['whole_photograph']:.1%} of the photographs no one object was found.\n"
+        )
     lineage = bundle["lineage"]
     photographs = lineage["photographs"]
     classes = "\n".join(f"- {name}" for name in bundle["classes"])

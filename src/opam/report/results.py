@@ -320,8 +320,8 @@ Fusion weights, chosen by {len(fusion["folds"])}-fold cross-validation on val:
 {fusion_weights(fusion)}.
 McNemar's p of fused against original: {metrics["mcnemar_p"]:.2g}.
 """
-    if "object_box" in metrics:
-        box = metrics["object_box"]
+    box = metrics.get("object_box", {})
+    if "corloc" in box:
         text += f"""
 ## Where it looks
 

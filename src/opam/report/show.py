@@ -184,8 +184,10 @@ def object_box(photograph: Photograph) -> Panel:
     sketch = Sketch(photograph.image)
     sketch.darken(photograph.scaled(chosen) < params.threshold)
     caption = f"white: around the largest region of at least {params.threshold:g}"
-    if row.fallback != "none":
+    if row.fallback == "whole_image":
         caption = "white: the map says nothing, so the whole photograph"
+    if row.fallback == "window":
+        caption = "white: no one object, so the window where the class shows most"
     if photograph.true_box is not None:
         sketch.boxes([photograph.true_box], TRUE_BOX, width=3)
         iou = box_iou(box[None], photograph.true_box[None])[0]

@@ -63,8 +63,10 @@ def main() -> None:
     console.print(f"McNemar's p, fused against original: {metrics['mcnemar_p']:.2g}")
     for name, level in metrics.get("levels", {}).items():
         console.print(f"{name.replace('_', ' ').capitalize()}: {level_words(level)}")
-    if "object_box" in metrics:
-        box = metrics["object_box"]
+    box = metrics.get("object_box", {})
+    if box.get("whole_photograph"):
+        console.print(f"No one object found: {box['whole_photograph']:.1%} of the photographs")
+    if "corloc" in box:
         console.print(f"Object box: CorLoc {box['corloc']:.1%}, mean IoU {box['mean_iou']:.2f}")
     if COMPARISON.exists():
         cells = system_cells(pd.read_csv(COMPARISON), OF_SYSTEMS)

@@ -15,6 +15,7 @@ from opam.photographs.datasets import (
     oxford_pets,
     stanford_cars,
     synthetic_birds,
+    synthetic_shelves,
     table,
 )
 from opam.photographs.datasets.dataset import HIDDEN, Dataset, skipped_files
@@ -27,6 +28,7 @@ from opam.pipeline.params import Params
 
 DatasetName = Literal[
     "synthetic_birds",
+    "synthetic_shelves",
     "cub200",
     "stanford_cars",
     "oxford_pets",
@@ -58,7 +60,9 @@ class DatasetParams(Params):
     columns: TableColumns = Field(
         TableColumns(), description="of a table: which column says what; null: found by name"
     )
-    synthetic_birds: SyntheticBirdsParams = Field(description="what is drawn")
+    synthetic_birds: SyntheticBirdsParams = Field(
+        description="how many are drawn, birds or shelves"
+    )
 
 
 def fetch(params: DatasetParams, raw: Path) -> Path:
@@ -76,6 +80,8 @@ def fetch(params: DatasetParams, raw: Path) -> Path:
         return table.fetch(raw, source, params.columns)
     if params.name == "synthetic_birds":
         return synthetic_birds.fetch(raw, params.synthetic_birds)
+    if params.name == "synthetic_shelves":
+        return synthetic_shelves.fetch(raw, params.synthetic_birds)
     if params.name == "imagefolder":
         return imagefolder.fetch(raw, source)
     return PUBLISHED[params.name].fetch(raw, source)
@@ -97,7 +103,7 @@ def read(name: DatasetName, archive: Path, columns: TableColumns) -> Dataset:
         data = table.read(raw, columns)
     elif name == "synthetic_birds":
         data = synthetic_birds.read(raw)
-    elif name == "imagefolder":
+    elif name in ("imagefolder", "synthetic_shelves"):
         data = imagefolder.read(raw)
     else:
         data = PUBLISHED[name].read(raw)

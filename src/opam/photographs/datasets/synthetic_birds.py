@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import Field
 
 from opam.photographs.datasets.dataset import Dataset, below, dataset, existing, unlisted
+from opam.photographs.datasets.drawing import OVERSAMPLING, ellipse, fill, smooth_noise, vary
 from opam.pipeline.artifacts import GT_BOX, atomic, write_csv
 from opam.pipeline.errors import OpamError, cause
 from opam.pipeline.params import Params
@@ -52,7 +53,6 @@ BACKDROPS = ((126, 158, 92), (150, 180, 204), (172, 170, 120), (96, 128, 84), (1
 LEAF_COLOURS = ((70, 112, 48), (94, 136, 58), (122, 132, 52), (58, 92, 60))
 BRANCH_COLOUR = (84, 66, 52)
 
-OVERSAMPLING = 2
 PARTS = ("bill", "crown", "eye", "breast", "wing", "wing bar", "belly", "tail")
 
 
@@ -142,65 +142,38 @@ def draw_bird(species: int, rng: np.random.Generator) -> Drawing:
     )
 
 
-def _paint(canvas: np.ndarray, points: np.ndarray, colour: ArrayLike) -> None:
-    fixed = np.rint(np.asarray(points) * 16).astype(np.int32)
-    cv2.fillPoly(canvas, [fixed], np.asarray(colour, dtype=float).tolist(), cv2.LINE_AA, shift=4)
-
-
-def _ellipse(centre: ArrayLike, axes: ArrayLike, angle: float = 0.0) -> np.ndarray:
-    (x, y), (a, b) = np.asarray(centre, dtype=float), np.asarray(axes, dtype=float)
-    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack(
-        [
-            x + a * np.cos(t) * cos - b * np.sin(t) * sin,
-            y + a * np.cos(t) * sin + b * np.sin(t) * cos,
-        ],
-        axis=1,
-    )
-
-
-def _vary(colour: Sequence[int], rng: np.random.Generator, spread: float = 14) -> np.ndarray:
-    return np.clip(np.asarray(colour) + rng.normal(0, spread, 3), 0, 255)
-
-
-def _smooth_noise(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> np.ndarray:
-    grid = rng.normal(0, 1, (cells, cells)).astype(np.float32)
-    return cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC)
-
-
 def _background(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Out of focus: a gradient and blots; nearer: branches, leaves, and spots in mark colours."""
-    top, bottom = (_vary(BACKDROPS[i], rng) for i in rng.integers(0, len(BACKDROPS), 2))
+    top, bottom = (vary(BACKDROPS[i], rng) for i in rng.integers(0, len(BACKDROPS), 2))
     small = (shape[0] // (2 * OVERSAMPLING), shape[1] // (2 * OVERSAMPLING))
     down = np.linspace(0, 1, small[0])[:, None, None]
     # Painting is done in 8 bits: OpenCV smooths edges in no other type.
     sky = np.broadcast_to(top * (1 - down) + bottom * down, (*small, 3))
     far: np.ndarray = np.ascontiguousarray(sky.round().astype(np.uint8))
     for _ in range(rng.integers(8, 16)):
-        colour = _vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng, 25)
+        colour = vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng, 25)
         place = rng.uniform(0, 1, 2) * small[::-1]
         axes = rng.uniform(0.05, 0.2, 2) * min(small)
-        _paint(far, _ellipse(place, axes, rng.uniform(0, 3)), colour)
+        fill(far, ellipse(place, axes, rng.uniform(0, 3)), colour)
     far = cv2.GaussianBlur(far, (0, 0), float(rng.uniform(0.02, 0.04) * min(small)))
     canvas = cv2.resize(far, shape[::-1], interpolation=cv2.INTER_LINEAR)
     side = min(shape)
     for _ in range(rng.integers(1, 4)):
         start, end = rng.uniform(0, 1, (2, 2)) * shape[::-1]
-        colour = _vary(BRANCH_COLOUR, rng)
-        _paint(canvas, _stroke(start, end, rng.uniform(0.006, 0.014) * side), colour)
+        colour = vary(BRANCH_COLOUR, rng)
+        fill(canvas, _stroke(start, end, rng.uniform(0.006, 0.014) * side), colour)
     for _ in range(rng.integers(6, 14)):
-        colour = _vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng)
+        colour = vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng)
         place = rng.uniform(0, 1, 2) * shape[::-1]
         length = rng.uniform(0.03, 0.07) * side
-        _paint(canvas, _ellipse(place, (length, 0.4 * length), rng.uniform(0, 3)), colour)
+        fill(canvas, ellipse(place, (length, 0.4 * length), rng.uniform(0, 3)), colour)
     for _ in range(rng.integers(14, 26)):
-        colour = _vary(MARK_COLOURS[rng.integers(len(MARK_COLOURS))], rng)
+        colour = vary(MARK_COLOURS[rng.integers(len(MARK_COLOURS))], rng)
         place = rng.uniform(0, 1, 2) * shape[::-1]
         axes = np.sort(rng.uniform(0.008, 0.035, 2))[::-1] * side
-        _paint(canvas, _ellipse(place, axes, rng.uniform(0, 3)), colour)
+        fill(canvas, ellipse(place, axes, rng.uniform(0, 3)), colour)
     canvas = cv2.GaussianBlur(canvas, (5, 5), OVERSAMPLING * 0.8)
-    light = 1 + 0.06 * _smooth_noise(shape, 6, rng) + 0.03 * _smooth_noise(shape, 60, rng)
+    light = 1 + 0.06 * smooth_noise(shape, 6, rng) + 0.03 * smooth_noise(shape, 60, rng)
     return canvas * light[..., None].astype(np.float32)
 
 
@@ -212,12 +185,12 @@ def _stroke(start: np.ndarray, end: np.ndarray, half_width: float) -> np.ndarray
 
 def _perch(canvas: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
     layer = np.clip(canvas, 0, 255).astype(np.uint8)
-    colour = _vary(BRANCH_COLOUR, rng)
+    colour = vary(BRANCH_COLOUR, rng)
     start, end = pose([(-6, 1.05 + rng.normal(0, 0.3)), (6, 1.05 + rng.normal(0, 0.3))])
-    _paint(layer, _stroke(start, end, 0.09 * pose.unit), colour)
+    fill(layer, _stroke(start, end, 0.09 * pose.unit), colour)
     for x in (-0.05, 0.25):
         hip, foot = pose([(x, 0.5), (x + 0.05, 1.02)])
-        _paint(layer, _stroke(hip, foot, 0.03 * pose.unit), (70, 58, 50))
+        fill(layer, _stroke(hip, foot, 0.03 * pose.unit), (70, 58, 50))
     canvas[:] = layer
 
 
@@ -228,7 +201,7 @@ def _bird(
     bill, crown, wing_bar, tail = forms
     layer = np.zeros((*shape, 3), dtype=np.uint8)
     mask = np.zeros(shape, dtype=np.uint8)
-    body = _vary(BODY_COLOURS[rng.integers(len(BODY_COLOURS))], rng, 8)
+    body = vary(BODY_COLOURS[rng.integers(len(BODY_COLOURS))], rng, 8)
     belly = np.clip(body * 0.6 + 95, 0, 255)
     stout = rng.uniform(0.6, 0.7)
     head = np.array([0.7, -0.66]) + rng.normal(0, 0.05, 2)
@@ -236,8 +209,8 @@ def _bird(
     marks = {name: rng.normal(0, 10, 3) for name in ("bill", "crown", "wing bar", "tail")}
 
     def paint(points: ArrayLike, colour: ArrayLike) -> None:
-        _paint(layer, pose(points), np.clip(colour, 0, 255))
-        _paint(mask, pose(points), (255,))
+        fill(layer, pose(points), np.clip(colour, 0, 255))
+        fill(mask, pose(points), (255,))
 
     def on_head(x: float, y: float) -> np.ndarray:
         return head + np.array([x, y])
@@ -271,18 +244,18 @@ def _bird(
         tail_at = root + 0.55 * along
 
     # Body, neck and head.
-    paint(_ellipse((0, 0), (1, stout), -0.3), body)
-    paint(_ellipse((0.12, 0.16), (0.82, stout * 0.72), -0.28), belly)
+    paint(ellipse((0, 0), (1, stout), -0.3), body)
+    paint(ellipse((0.12, 0.16), (0.82, stout * 0.72), -0.28), belly)
     nape, throat = on_head(-0.22, -0.22), on_head(0.2, 0.22)
     paint(np.array([(0.35, -0.45), nape, throat, (0.85, 0.1)]), body)
-    paint(_ellipse(head, (0.36, 0.33)), body)
+    paint(ellipse(head, (0.36, 0.33)), body)
 
     # Wing and its bars: one broad, or two narrow.
-    paint(_ellipse((-0.2, -0.08), (0.68, 0.3), -0.12), 0.72 * body)
+    paint(ellipse((-0.2, -0.08), (0.68, 0.3), -0.12), 0.72 * body)
     bars = ((-0.02, 0.07), (-0.34, 0.07)) if wing_bar // 2 else ((-0.2, 0.13),)
     colour = mark("wing bar", WING_BAR_COLOURS, wing_bar)
     for x, thick in bars:
-        paint(_ellipse((x, -0.06), (thick, 0.25), 0.5), colour)
+        paint(ellipse((x, -0.06), (thick, 0.25), 0.5), colour)
 
     # Bill: short and thick, or long and thin.
     if bill // 2:
@@ -299,8 +272,8 @@ def _bird(
     paint(cap, mark("crown", CROWN_COLOURS, crown))
 
     eye = on_head(0.12, -0.04)
-    paint(_ellipse(eye, (0.075, 0.075)), (18, 16, 16))
-    paint(_ellipse(eye + np.array([0.02, -0.025]), (0.022, 0.022)), (240, 240, 240))
+    paint(ellipse(eye, (0.075, 0.075)), (18, 16, 16))
+    paint(ellipse(eye + np.array([0.02, -0.025]), (0.022, 0.022)), (240, 240, 240))
 
     parts = {
         "bill": np.mean(bill_points, axis=0),
@@ -314,7 +287,7 @@ def _bird(
     }
     # Light from above, and plumage.
     rows = (np.arange(shape[0])[:, None] - pose.centre[1]) / pose.unit
-    light = 1.04 - 0.16 * np.clip(rows, -1, 1) + 0.05 * _smooth_noise(shape, 90, rng)
+    light = 1.04 - 0.16 * np.clip(rows, -1, 1) + 0.05 * smooth_noise(shape, 90, rng)
     pixels = {name: tuple(pose([point])[0].tolist()) for name, point in parts.items()}
     return layer * light[..., None].astype(np.float32), mask, pixels
 
@@ -327,9 +300,9 @@ def _leaves_in_front(canvas: np.ndarray, pose: Pose, rng: np.random.Generator) -
         for _ in range(rng.integers(1, 3)):
             place = pose(rng.uniform((-1.6, -0.9), (1.3, 0.8)))[0]
             length = rng.uniform(0.2, 0.42) * pose.unit
-            leaf = _ellipse(place, (length, 0.4 * length), rng.uniform(0, 3))
-            _paint(layer, leaf, _vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng))
-            _paint(covered, leaf, (255,))
+            leaf = ellipse(place, (length, 0.4 * length), rng.uniform(0, 3))
+            fill(layer, leaf, vary(LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))], rng))
+            fill(covered, leaf, (255,))
         canvas[:] = np.where(covered[..., None] > 0, layer, canvas)
     return covered > 127
 
