@@ -197,6 +197,17 @@ def test_another_map_is_refused(birds: list[np.ndarray], tmp_path: Path) -> None
         export_graph(bundle, tmp_path / "graph.onnx")
 
 
+def test_photographs_without_one_object_are_refused(
+    birds: list[np.ndarray], tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path, birds)
+    content = read_json(bundle / BUNDLE)
+    content["common"]["component"] = [0.0] * len(content["common"]["component"])
+    write_json(bundle / BUNDLE, content)
+    with pytest.raises(OpamError, match="no one object in common"):
+        export_graph(bundle, tmp_path / "graph.onnx")
+
+
 def test_what_is_missing_is_told(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,11 @@ class Graph(nn.Module):
                 f"{classifier.path}: objects.map is {steps['objects'].map}, and the graph finds "
                 "the object on the co-localization map; `opam export-onnx` writes the networks"
             )
+        if not classifier.direction.component.any():
+            raise OpamError(
+                f"{classifier.path}: its photographs have no one object in common, and the graph "
+                "looks at one; `opam export-onnx` writes the networks"
+            )
         self.rule = classifier.rule
         self.weights: dict[str, float] = read_json(classifier.path / BUNDLE)["fusion"]["weights"][
             FUSED
