@@ -20,6 +20,7 @@ from opam.pipeline.artifacts import read_json, read_table, write_json
 from opam.pipeline.device import ExecutionParams
 from opam.pipeline.params import read_params
 from opam.pipeline.progress import progress
+from opam.pipeline.revision import tracked_params
 from opam.report.results import UNKNOWN, unknown_text
 
 AT_MOST = 500
@@ -78,7 +79,13 @@ def main() -> None:
     accepted = {
         f"{each:.0%}": float((known["familiarity"] <= each).mean()) for each in (0.01, 0.05, 0.1)
     }
-    content = {"known": len(test), "accepted": accepted, "rows": rows}
+    content = {
+        "known": len(test),
+        "input_size": classifier.familiar["input_size"],
+        "objectnet": tracked_params()["objectnet"]["by"],
+        "accepted": accepted,
+        "rows": rows,
+    }
     write_json(UNKNOWN, content)
     print(unknown_text(read_json(UNKNOWN)), json.dumps(accepted))
 

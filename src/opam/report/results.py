@@ -252,9 +252,10 @@ def unknown_text(content: dict[str, Any]) -> str:
 ## What is unknown
 
 {content["known"]} test photographs of known classes against photographs of other classes, by three
-scores (`python benchmarks/unknown.py`): familiarity, as `opam predict` tells it; the largest fused
-probability; the energy of ObjectNet's logits (Liu et al., NeurIPS 2020). Of the known ones, called
-unknown: {accepted} accepted.
+scores (`python benchmarks/unknown.py`): familiarity, as `opam predict` tells it, of objects at
+{content["input_size"]} pixels; the largest fused probability; the energy of ObjectNet's logits (Liu
+et al., NeurIPS 2020), an ObjectNet by {content["objectnet"]}. Of the known ones, called unknown:
+{accepted} accepted.
 
 {markdown_table(headings, rows)}
 """
