@@ -98,4 +98,7 @@ def test_training_is_the_same_whatever_val_and_test_are(
             for each in (undisturbed.untouched, folder)
         )
         pd.testing.assert_frame_equal(before.loc[training], after.loc[training])
-        assert not before.equals(after), name
+        if name == "object_maps":  # random weights find no one object, whatever is shown
+            assert not np.concatenate(after["map"].to_list()).any()
+        else:
+            assert not before.equals(after), name
