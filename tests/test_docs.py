@@ -105,6 +105,7 @@ ELSEWHERE = {
     ".venv/bin/opam export data/opam.onnx": "wants discriminants; test_graph.py",
     ".venv/bin/opam export data/opam-int8.onnx --calibrate photographs/": "test_graph.py",
     "python benchmarks/export.py": "half an hour; test_graph.py",
+    "python benchmarks/bench.py doubts": "half an hour; test_doubts.py",
     "make ablation": "hours; test_ablation.py",
     "sbatch --nodes 8 --ntasks-per-node 1 --cpus-per-task 32 docs/ray.sbatch": "wants Slurm",
     "srun --nodes 2 --ntasks-per-node 1 python stages/network_by_training.py classnet": (
