@@ -189,9 +189,14 @@ def write_figures(data: Path) -> None:
 
 
 def report(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the stage by hand in ``folder``."""
+    """Run the stage `report` by hand in ``folder``."""
+    return run_stage(folder, "report")
+
+
+def run_stage(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage by hand in ``folder``."""
     return subprocess.run(
-        [PYTHON, str(ROOT / "stages/report.py")],
+        [PYTHON, str(ROOT / f"stages/{name}.py")],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,

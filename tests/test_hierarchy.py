@@ -1,8 +1,6 @@
 """Classes in their parents: figures at each level, answers that are sure enough, the page."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_run import make_up_run, report
-from small_project import PYTHON, ROOT
+from made_up_run import make_up_run, report, run_stage
 
 from opam.app.classifier import Classification
 from opam.app.predict import ANSWER, columns, row, write_rows
@@ -192,14 +189,7 @@ def test_answers_stand_in_every_format_and_only_where_they_are_asked_for(
 def run_evaluate(folder: Path) -> dict[str, Any]:
     keypoints = pd.DataFrame(columns=["image_id", "part", "x", "y", "visible"])
     write_table(folder / "data/keypoints.parquet", "keypoints", keypoints)
-    done = subprocess.run(
-        [PYTHON, str(ROOT / "stages/evaluate.py")],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_stage(folder, "evaluate")
     assert done.returncode == 0, done.stderr
     return read_json(folder / "data/metrics.json")
 

@@ -1,13 +1,27 @@
 """What the drawn data sets paint with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+SPLITS = ("train", "test")
 OVERSAMPLING = 2
 """Pixels of the canvas a side of a pixel of the photograph."""
+
+
+def to_draw(classes: int, train: int, test: int) -> Iterator[tuple[int, str, int]]:
+    """Class, split and number within both of each photograph, given how many a class has."""
+    for split, count in zip(SPLITS, (train, test), strict=True):
+        for label in range(classes):
+            for number in range(count):
+                yield label, split, number
+
+
+def generator(seed: int, label: int, split: str, number: int) -> np.random.Generator:
+    """A photograph's own, so that neither order nor workers change anything."""
+    return np.random.default_rng([seed, label, SPLITS.index(split), number])
 
 
 def fill(canvas: np.ndarray, points: np.ndarray, colour: ArrayLike) -> None:

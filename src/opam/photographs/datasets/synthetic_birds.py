@@ -22,7 +22,15 @@ from PIL import Image
 from pydantic import Field
 
 from opam.photographs.datasets.dataset import Dataset, below, dataset, existing, unlisted
-from opam.photographs.datasets.drawing import OVERSAMPLING, ellipse, fill, smooth_noise, vary
+from opam.photographs.datasets.drawing import (
+    OVERSAMPLING,
+    ellipse,
+    fill,
+    generator,
+    smooth_noise,
+    to_draw,
+    vary,
+)
 from opam.pipeline.artifacts import GT_BOX, atomic, write_csv
 from opam.pipeline.errors import OpamError, cause
 from opam.pipeline.params import Params
@@ -319,10 +327,8 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
         workers: processes.
     """
     jobs = [
-        (raw, params.seed, species, split, number)
-        for split, count in (("train", params.train_per_class), ("test", params.test_per_class))
-        for species in range(len(SPECIES))
-        for number in range(count)
+        (raw, params.seed, *each)
+        for each in to_draw(len(SPECIES), params.train_per_class, params.test_per_class)
     ]
     drawn = in_processes((delayed(_write)(*job) for job in jobs), workers)
     rows, keypoints = [], []
@@ -339,7 +345,7 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
 def _write(
     raw: Path, seed: int, species: int, split: str, number: int
 ) -> tuple[tuple[object, ...], list[tuple[object, ...]]]:
-    rng = np.random.default_rng([seed, species, ("train", "test").index(split), number])
+    rng = generator(seed, species, split, number)
     drawing = draw_bird(species, rng)
     name = list(SPECIES)[species]
     image_id = f"{split}/{name}/{number:04}.jpg"

@@ -14,7 +14,15 @@ import numpy as np
 from joblib import delayed
 from PIL import Image
 
-from opam.photographs.datasets.drawing import OVERSAMPLING, ellipse, fill, smooth_noise, vary
+from opam.photographs.datasets.drawing import (
+    OVERSAMPLING,
+    ellipse,
+    fill,
+    generator,
+    smooth_noise,
+    to_draw,
+    vary,
+)
 from opam.photographs.datasets.synthetic_birds import MARK_COLOURS, SyntheticBirdsParams
 from opam.pipeline.artifacts import atomic
 from opam.pipeline.processes import in_processes
@@ -135,10 +143,8 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
         workers: processes.
     """
     jobs = [
-        (raw, params.seed, product, split, number)
-        for split, count in (("train", params.train_per_class), ("test", params.test_per_class))
-        for product in range(len(PRODUCTS))
-        for number in range(count)
+        (raw, params.seed, *each)
+        for each in to_draw(len(PRODUCTS), params.train_per_class, params.test_per_class)
     ]
     drawn = in_processes((delayed(_write)(*job) for job in jobs), workers)
     for _ in progress(drawn, len(jobs), "drawing shelves", "shelves"):
@@ -147,6 +153,6 @@ def fetch(raw: Path, params: SyntheticBirdsParams, workers: int = 2) -> Path:
 
 
 def _write(raw: Path, seed: int, product: int, split: str, number: int) -> None:
-    rng = np.random.default_rng([seed, product, ("train", "test").index(split), number])
+    rng = generator(seed, product, split, number)
     with atomic(raw / split / list(PRODUCTS)[product] / f"{number:04}.jpg") as temporary:
         Image.fromarray(draw_shelf(product, rng)).save(temporary, format="JPEG", quality=92)
